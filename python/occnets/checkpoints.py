@@ -40,8 +40,8 @@ class Checkpoint:
 
     Attributes:
         state: parameter and buffer name to tensor, on the CPU.
-        extra: everything else: scalars of a family file (``epoch_it``, ``it``, ``loss_val_best``), its ``optimizer`` state,
-            or the metadata of a safetensors file.
+        extra: everything else: scalars of a family file (``epoch_it``, ``it``, ``loss_val_best``) and its ``optimizer``
+            state, or the metadata of a safetensors file.
     """
 
     state: dict[str, Tensor]
@@ -137,8 +137,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{path}: not a weights file that can be read safely ({reason}). Expected tensors, numbers and numpy scalars; "
-            f"if you trust the file, open it in the program that wrote it and save its state_dict alone."
+            f"{path}: not a weights file that can be read safely ({reason}). Expected tensors, numbers and numpy "
+            f"scalars; if you trust the file, open it in the program that wrote it and save its state_dict alone."
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a dictionary with the key 'model', got {type(content).__name__}")
@@ -146,9 +146,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         return Checkpoint(dict(content["model"]), {key: value for key, value in content.items() if key != "model"})
     if content and all(isinstance(value, Tensor) for value in content.values()):
         return Checkpoint(content)
-    raise CheckpointError(
-        f"{path}: expected the key 'model' or a state dictionary, found the keys {sorted(map(str, content))[:_LISTED_KEYS]}"
-    )
+    found = sorted(map(str, content))[:_LISTED_KEYS]
+    raise CheckpointError(f"{path}: expected the key 'model' or a state dictionary, found the keys {found}")
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str = "checkpoint") -> None:
@@ -185,8 +184,8 @@ def load_pretrained(
 
     Args:
         name: a bundled model's name, a model folder, or a weights file.
-        config: configuration of a weights file: a file, a packaged name or a mapping; ``None`` takes ``config.yaml`` from
-            the folder.
+        config: configuration of a weights file: a file, a packaged name or a mapping; ``None`` takes ``config.yaml``
+            from the folder.
 
     Returns:
         The network in evaluation mode on the CPU, and its configuration.

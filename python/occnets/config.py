@@ -2,10 +2,10 @@
 """Configurations: the occupancy-network family's YAML files, read as they are.
 
 A configuration is a dictionary of sections (``data``, ``model``, ``training``, ``test``, ``generation``) and the key
-``method``. Files may inherit (``inherit_from``); what no file sets comes from the packaged ``default.yaml``. Unknown keys:
-one that looks like a slip of a known key is refused with the nearest name, any other one gives a warning and is kept
-(forks of the family add their own). Options inside ``encoder_kwargs`` and ``decoder_kwargs`` are checked when the network
-is built, and there every unknown one is refused.
+``method``. Files may inherit (``inherit_from``); what no file sets comes from the packaged ``default.yaml``. An unknown
+key that looks like a slip of a known one is refused with the nearest name; any other one gives a warning and is kept
+(forks of the family add their own). Options inside ``encoder_kwargs`` and ``decoder_kwargs`` are checked when the
+network is built, and there every unknown one is refused.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _TOP = ("method", "inherit_from", "degrees")
 # either), and this project's own: model.registration.
 _MORE_KEYS: dict[str, str] = {
     "data": "unit_size query_vol_size with_transforms",
-    "model": "encoder_latent encoder_latent_kwargs z_dim use_camera dmc_weight_prior local_coord pos_encoding n_channels "
-    "use_poincloud registration",
+    "model": "encoder_latent encoder_latent_kwargs z_dim use_camera dmc_weight_prior local_coord pos_encoding "
+    "n_channels use_poincloud registration",
     "training": "similarity beta_vae",
     "test": "",
     "generation": "refine n_x n_z latent_number latent_H latent_W latent_ny latent_nx latent_repeat",
