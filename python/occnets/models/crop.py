@@ -160,8 +160,8 @@ class PatchLocalDecoder(nn.Module):
         """Map queries to logits (B, M).
 
         Args:
-            query: ``p`` (B, M, 3) and ``p_n``, a dictionary map name -> normalised position, (B, M, 3) for the grid
-                and (B, M, 2) for a plane.
+            query: ``p`` (B, M, 3) and ``p_n``, a dictionary map name -> normalised position: (B, M, 3) of a grid
+                and (B, M, 2) of a plane.
             maps: feature maps of the same volume.
         """
         o = self.options
