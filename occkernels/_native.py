@@ -21,7 +21,7 @@ _failure: BaseException | None = None
 _cuda_host: ModuleType | None = None
 
 try:
-    from occkernels import _C as _module  # type: ignore[no-redef]
+    from occkernels import _C as _module  # type: ignore[no-redef,attr-defined,unused-ignore]
 except ImportError as error:  # kept: the message is needed when an operator is first called, not at import
     _failure = error
 
