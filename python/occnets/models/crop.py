@@ -180,8 +180,8 @@ class PatchLocalDecoder(nn.Module):
 def crop_settings(data: Mapping[str, Any], encoder: Mapping[str, Any], *, whole_scene: bool = False) -> CropSettings:
     """Window geometry from a family configuration.
 
-    The receptive field is 2**(levels + 2) cells, so a window of q cells needs q + field - 1, raised to a multiple of the
-    U-Net's total pooling. ``whole_scene`` replaces q by the padded unit cube.
+    The receptive field is 2**(levels + 2) cells, so a window of q cells needs q + field - 1, raised to a multiple of
+    the U-Net's total pooling. ``whole_scene`` replaces q by the padded unit cube.
 
     Args:
         data: the ``data`` section: ``unit_size``, ``query_vol_size`` (cells), ``padding``.
