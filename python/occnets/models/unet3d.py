@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from occnets.models.norm import GroupNorm
+
 _ACTIVATIONS = {"r": ("ReLU", nn.ReLU), "l": ("LeakyReLU", nn.LeakyReLU), "e": ("ELU", nn.ELU)}
 
 
@@ -37,7 +39,7 @@ class SingleConv(nn.Sequential):
                 bias = not ("g" in order or "b" in order)
                 self.add_module("conv", nn.Conv3d(in_channels, out_channels, 3, padding=1, bias=bias))
             elif letter == "g":
-                self.add_module("groupnorm", nn.GroupNorm(_groups(num_groups, channels), channels))
+                self.add_module("groupnorm", GroupNorm(_groups(num_groups, channels), channels))
             elif letter == "b":
                 self.add_module("batchnorm", nn.BatchNorm3d(channels))
             else:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from occnets.models.norm import GroupNorm
 from occnets.models.options import make_options
 from occnets.models.unet3d import level_widths
 
@@ -49,7 +50,7 @@ class ResidualBlock3d(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, num_groups: int, single: bool = False) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(num_groups, in_channels)
+        self.norm = GroupNorm(num_groups, in_channels)
         self.conv1 = nn.Conv3d(in_channels, out_channels, 3, padding=1, bias=False)
         self.conv2 = None if single else nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=False)
         self.shortcut = None if in_channels == out_channels else nn.Conv3d(in_channels, out_channels, 1, bias=False)
