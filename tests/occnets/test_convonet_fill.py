@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 from convonet_cases import fill_hashed, hashed
-from torch import Tensor
-
 from occnets.config import load_config
 from occnets.models import build_model
 from occnets.models.crop import crop_inputs, crop_query
 from occnets.models.decoders import LocalPointDecoder
 from occnets.models.unet import UNet
 from occnets.models.unet3d import UNet3D
+from torch import Tensor
 
 # Recorded with the original code: mean, deviation, minimum, maximum, first five values of each tensor.
 EXPECTED = {
@@ -76,7 +75,13 @@ SLOW = {"convonet-room-grid64", "convonet-room-combine", "convonet-room-crop-gri
 
 MODULES = {
     "points-gaussian": (-0.609452, 0.226834, -1.170144, -0.332388, (-0.43666, -1.17014, -1.02882, -0.54257, -0.368591)),
-    "points-inverse": (-0.577383, 0.187599, -1.122268, -0.296444, (-0.462419, -1.12227, -0.68341, -0.623877, -0.296444)),
+    "points-inverse": (
+        -0.577383,
+        0.187599,
+        -1.122268,
+        -0.296444,
+        (-0.462419, -1.12227, -0.68341, -0.623877, -0.296444),
+    ),
     "unet": (-0.000779, 0.081766, -0.251716, 0.315068, (-0.062089, -0.024308, -0.027417, -0.075287, -0.051101)),
     "unet-upsample": (-0.003847, 0.080751, -0.249255, 0.316021, (-0.040132, -0.017253, 0.006923, -0.028015, -0.020075)),
     "unet-add": (0.000296, 0.102354, -0.389181, 0.37091, (-0.032259, -0.058743, -0.087142, -0.081183, -0.048609)),
