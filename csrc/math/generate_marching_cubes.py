@@ -158,9 +158,10 @@ HEADER_TEXT = """\
 #include "common/macros.h"
 
 namespace occ::mc {{
+OCC_BEGIN_SHARED
 
 // Most triangles a cell can have.
-inline constexpr int kMaxTriangles = {most};
+constexpr int kMaxTriangles = {most};
 
 // clang-format off
 // Number of triangles of a case.
@@ -180,6 +181,7 @@ OCC_HD inline const std::uint8_t* triangle_edges(unsigned code) {{
 }}
 // clang-format on
 
+OCC_END_SHARED
 }}  // namespace occ::mc
 """
 

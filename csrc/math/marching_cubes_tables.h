@@ -7,9 +7,10 @@
 #include "common/macros.h"
 
 namespace occ::mc {
+OCC_BEGIN_SHARED
 
 // Most triangles a cell can have.
-inline constexpr int kMaxTriangles = 5;
+constexpr int kMaxTriangles = 5;
 
 // clang-format off
 // Number of triangles of a case.
@@ -291,4 +292,5 @@ OCC_HD inline const std::uint8_t* triangle_edges(unsigned code) {
 }
 // clang-format on
 
+OCC_END_SHARED
 }  // namespace occ::mc
