@@ -22,9 +22,10 @@ def marching_cubes(
     """Twin of :func:`occkernels.marching_cubes`, same arguments, result and order of vertices and faces."""
     check_extraction(volume, level, edge_margin, pad_value)
     refuse_nan(volume)
-    values = volume.detach().reshape(-1, *volume.shape[-3:])
+    values = volume.detach() if volume.dim() == 4 else volume.detach()[None]
     values = values.to(torch.float64 if volume.dtype == torch.float64 else torch.float32)
-    if pad_value is not None:
+    pad = int(pad_value is not None and values.numel() > 0)
+    if pad:
         values = F.pad(values, (1, 1, 1, 1, 1, 1), value=pad_value)
     bound = torch.tensor(level, dtype=values.dtype, device=values.device)
     inside = values > bound
@@ -33,9 +34,8 @@ def marching_cubes(
     starts = torch.arange(values.shape[0] + 1, device=values.device) * (3 * inside[:1].numel())
     vertex_offsets = torch.searchsorted(keys, starts)
     faces, face_offsets = triangles(inside, keys)
-    vertices, directions = place(values, keys, bound, edge_margin, normals)
-    if pad_value is not None:
-        vertices = vertices - 1
+    vertices = place(values, keys, bound, edge_margin, pad)
+    directions = outward(values, keys, bound, edge_margin) if normals else None
     mesh = torch.repeat_interleave(torch.arange(values.shape[0], device=values.device), face_offsets.diff())
     faces = faces - vertex_offsets[mesh, None]
     return MeshBatch(vertices, faces, vertex_offsets, face_offsets, directions)
@@ -93,25 +93,30 @@ def edge_keys(strides: Tensor) -> Tensor:
     return torch.stack(keys)
 
 
-def place(
-    values: Tensor, keys: Tensor, level: Tensor, edge_margin: float, normals: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Positions (V, 3) in index units of ``values`` and, if asked, outward unit normals (V, 3)."""
-    axis = keys % 3
+def ends(values: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Lower and upper nodes (V, 4) of crossed edges, and the unit steps (V, 3) between them."""
+    step = F.one_hot(keys % 3, 3)
     low = torch.stack(torch.unravel_index(torch.div(keys, 3, rounding_mode="floor"), values.shape), -1)
-    high = low.clone()
-    high[torch.arange(keys.numel(), device=keys.device), 1 + axis] += 1
+    return low, low + F.pad(step, (1, 0)), step
+
+
+def place(values: Tensor, keys: Tensor, level: Tensor, edge_margin: float, pad: int) -> Tensor:
+    """Positions (V, 3) in index units; node ``pad`` of ``values`` is at 0."""
+    low, high, step = ends(values, keys)
+    t = crossing(values[tuple(low.T)], values[tuple(high.T)], level, edge_margin)
+    return (low[:, 1:] - pad).to(values.dtype) + step * t[:, None]
+
+
+def outward(values: Tensor, keys: Tensor, level: Tensor, edge_margin: float) -> Tensor:
+    """Outward unit normals (V, 3)."""
+    low, high, step = ends(values, keys)
     a, b = values[tuple(low.T)], values[tuple(high.T)]
-    t = crossing(a, b, level, edge_margin)
-    step = F.one_hot(axis, 3).to(values.dtype)
-    vertices = low[:, 1:].to(values.dtype) + step * t[:, None]
-    if not normals:
-        return vertices, None
-    slope = gradient(values, low) * (1 - t)[:, None] + gradient(values, high) * t[:, None]
+    t = crossing(a, b, level, edge_margin)[:, None]
+    slope = gradient(values, low) * (1 - t) + gradient(values, high) * t
     size = slope.abs().amax(1, keepdim=True)
     # A flat slope (as in a checkerboard) still has an outside: along the edge, away from its inside node.
     slope = torch.where(size > 0, slope / torch.where(size > 0, size, 1), step * torch.where(b > a, 1, -1)[:, None])
-    return vertices, -slope / slope.square().sum(1, keepdim=True).sqrt()
+    return -slope / slope.square().sum(1, keepdim=True).sqrt()
 
 
 def crossing(a: Tensor, b: Tensor, level: Tensor, edge_margin: float) -> Tensor:

@@ -8,7 +8,7 @@
 #include "common/types.h"
 
 namespace occ::cpu {
-inline namespace OCC_ISA {
+namespace OCC_ISA {
 namespace {
 
 #if defined(__AVX2__)
