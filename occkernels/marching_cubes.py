@@ -23,8 +23,8 @@ def marching_cubes(
 
     A node is inside when its value is greater than ``level``; one equal to it is outside. Every grid edge between an
     inside and an outside node carries exactly one vertex, placed by linear interpolation, and triangles follow a table
-    in which neighbouring cells agree on every face. So each mesh is an oriented 2-manifold on any field, ambiguous cells
-    and values equal to the level included; without padding it is open exactly where the surface meets the volume's
+    in which neighbouring cells agree on every face. So each mesh is an oriented 2-manifold on any field, ambiguous
+    cells and values equal to the level included; without padding it is open exactly where the surface meets the volume's
     border. On an ambiguous face the inside stays connected.
 
     Vertices are sorted by the lower node of their edge (row-major), then by axis, faces by cell; the result is the same
@@ -36,7 +36,7 @@ def marching_cubes(
         normals: also return vertex normals, the interpolated central differences of the volume.
         edge_margin: vertices keep this distance, in units of the grid, from the ends of their edge, in [0, 0.5]. With 0
             the vertices around a node whose value equals the level coincide, and triangles between them have no area.
-            The default keeps them apart in float32 coordinates up to 2048 (half a unit in the last place is 6e-5 there).
+            The default keeps them apart in float32 coordinates up to 2048 (half a unit in the last place is 6e-5).
         pad_value: None leaves the surface open at the border. A number surrounds the volume by one layer of nodes of
             that value, without copying it; vertices then reach from -1 to X. With a number of at most ``level``, every
             mesh is closed; ``-math.inf`` puts the caps on the border nodes themselves (``edge_margin`` away).
