@@ -10,7 +10,7 @@
 #include "common/isa.h"
 #include "cpu/bins.h"
 #if defined(OCC_WITH_CUDA)
-#include "cuda/bins.h"
+#include "bind_cuda.h"
 #endif
 
 namespace py = pybind11;
@@ -45,10 +45,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
 
   m.def("bin_index_cpu", entry(&occ::cpu::bin_index));
+  m.def("sort_bins_workspace_cpu", entry(&occ::cpu::sort_bins_workspace));
   m.def("sort_bins_cpu", entry(&occ::cpu::sort_bins));
 
 #if defined(OCC_WITH_CUDA)
-  m.def("bin_index_cuda", entry(&occ::cuda::bin_index));
-  m.def("sort_bins_cuda", entry(&occ::cuda::sort_bins));
+  bind_cuda(m);
 #endif
 }
