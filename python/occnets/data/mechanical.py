@@ -135,8 +135,8 @@ def machined(draw: Draw) -> Node:
     if draw.chance(0.2):
         wall = draw.log(0.014, 0.06)
         node = Shell(node, wall)
-        if draw.chance(0.7):
-            node = Combine("intersection", (node, HalfSpaces(tensor([Z]), tensor([half[2] * draw.uniform(0, 0.8)]))))
+        lid = HalfSpaces(tensor([Z]), tensor([half[2] * draw.uniform(0, 0.8)]))
+        node = Combine("intersection", (node, lid))
     additions = [_addition(draw, half) for _ in range(draw.pick([0, 1, 1, 2, 3]))]
     if additions:
         node = union([node, *additions], fillet)

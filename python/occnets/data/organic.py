@@ -33,7 +33,7 @@ def _radii(low: float, high: float, count: int, draw: Draw) -> list[float]:
 def _legs(draw: Draw, spine: list[Array], body: float, length: float) -> list[Node]:
     """Pairs of legs (or arms) below the spine, mirrored in y, sometimes with different poses and feet."""
     pairs = draw.pick([1, 2, 2, 2, 2, 3, 4])
-    top, foot = draw.log(0.028, 0.09), draw.log(0.014, 0.045)
+    top, foot = draw.log(0.022, 0.085), draw.log(0.012, 0.04)
     top = min(top, 0.8 * body)
     foot = min(foot, top)
     joints, sprawl, bend = draw.integer(0, 2), draw.uniform(-0.2, 0.6), draw.uniform(0, 0.16)
@@ -116,10 +116,10 @@ def creature(draw: Draw) -> Node:
 def blob(draw: Draw) -> Node:
     """Ellipsoids and superquadrics grown on one another, with a relief and perhaps appendages."""
     centers, sizes, parts = [np.zeros(3)], [draw.uniform(0.25, 0.45)], []
-    for _ in range(draw.integer(1, 6)):
+    for _ in range(draw.integer(1, 8)):
         parent = draw.integer(0, len(centers) - 1)
         centers.append(centers[parent] + draw.direction() * sizes[parent] * draw.uniform(0.6, 1.1))
-        sizes.append(sizes[parent] * draw.log(0.35, 0.95))
+        sizes.append(sizes[parent] * draw.log(0.3, 0.95))
     for center, size in zip(centers, sizes, strict=True):
         axes = [size * draw.uniform(0.6, 1.2) for _ in range(3)]
         if draw.chance(0.25):
@@ -140,7 +140,7 @@ def blob(draw: Draw) -> Node:
     if draw.chance(0.3):
         sphere = place("ellipsoid", [draw.uniform(0.1, 0.35)] * 3, draw.direction() * draw.uniform(0.2, 0.5))
         node = cut(node, [sphere], draw.pick([0.0, 0.03]))
-    return bumps(draw, node, draw.log(0.004, 0.02), draw.log(8, 40)) if draw.chance(0.6) else node
+    return bumps(draw, node, draw.log(0.004, 0.02), draw.log(8, 40)) if draw.chance(0.7) else node
 
 
 def branches(draw: Draw) -> Node:

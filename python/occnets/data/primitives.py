@@ -25,14 +25,19 @@ def _columns(table: Tensor) -> list[Tensor]:
     return [table[:, i : i + 1] for i in range(table.shape[1])]
 
 
+def _length(x: Tensor, y: Tensor, z: Tensor | None = None) -> Tensor:
+    """Euclidean norm with as few passes over memory as possible: these functions are bound by memory traffic."""
+    square = torch.addcmul(x * x, y, y)
+    return torch.sqrt(square if z is None else torch.addcmul(square, z, z))
+
+
 def ellipsoid(x: Tensor, y: Tensor, z: Tensor, table: Tensor) -> Tensor:
     """Ellipsoid; parameters: the three semi-axes. Exact for a sphere."""
     a, b, c = _columns(table)
     u, v, w = x / a, y / b, z / c
-    level = torch.sqrt(u * u + v * v + w * w)
-    slope = torch.sqrt((u / a) ** 2 + (v / b) ** 2 + (w / c) ** 2)
-    smallest = table.amin(1, keepdim=True)
-    return torch.where(slope > 1e-6, level * (level - 1) / slope.clamp_min(1e-6), -smallest)
+    level, slope = _length(u, v, w), _length(u / a, v / b, w / c)
+    # At the very centre both vanish; the limit there is at least minus the smallest semi-axis.
+    return torch.where(slope > 1e-6, level * (level - 1) / slope, -table.amin(1, keepdim=True))
 
 
 def superquadric(x: Tensor, y: Tensor, z: Tensor, table: Tensor) -> Tensor:
@@ -52,40 +57,37 @@ def box(x: Tensor, y: Tensor, z: Tensor, table: Tensor) -> Tensor:
     a, b, c, radius = _columns(table)
     dx, dy, dz = x.abs() - (a - radius), y.abs() - (b - radius), z.abs() - (c - radius)
     inner = torch.maximum(torch.maximum(dx, dy), dz).clamp_max(0)
-    px, py, pz = dx.clamp_min(0), dy.clamp_min(0), dz.clamp_min(0)
-    return torch.sqrt(px * px + py * py + pz * pz) + inner - radius
+    return _length(dx.clamp_min(0), dy.clamp_min(0), dz.clamp_min(0)) + (inner - radius)
 
 
 def cylinder(x: Tensor, y: Tensor, z: Tensor, table: Tensor) -> Tensor:
     """Cylinder along z; parameters: radius, half height (rounding included) and the rounding radius of its rims."""
     big, half, radius = _columns(table)
-    dr, dz = torch.sqrt(x * x + y * y) - (big - radius), z.abs() - (half - radius)
+    dr, dz = _length(x, y) - (big - radius), z.abs() - (half - radius)
     inner = torch.maximum(dr, dz).clamp_max(0)
-    pr, pz = dr.clamp_min(0), dz.clamp_min(0)
-    return torch.sqrt(pr * pr + pz * pz) + inner - radius
+    return _length(dr.clamp_min(0), dz.clamp_min(0)) + (inner - radius)
 
 
 def cone(x: Tensor, y: Tensor, z: Tensor, table: Tensor) -> Tensor:
     """Truncated cone along z; parameters: radius at -h, radius at +h, half height h."""
     low, high, half = _columns(table)
     slope = (high - low) / (2 * half)
-    side = (torch.sqrt(x * x + y * y) - (low + high) / 2 - slope * z) / torch.sqrt(1 + slope * slope)
+    side = (torch.addcmul(_length(x, y), z, slope, value=-1) - (low + high) / 2) / torch.sqrt(1 + slope * slope)
     return torch.maximum(side, z.abs() - half)
 
 
 def torus(x: Tensor, y: Tensor, z: Tensor, table: Tensor) -> Tensor:
     """Torus around z; parameters: ring radius, tube radius."""
     ring, tube = _columns(table)
-    dr = torch.sqrt(x * x + y * y) - ring
-    return torch.sqrt(dr * dr + z * z) - tube
+    return _length(_length(x, y) - ring, z) - tube
 
 
 def capsule(x: Tensor, y: Tensor, z: Tensor, table: Tensor) -> Tensor:
     """Tapered capsule along z; parameters: radius at -h, radius at +h, half length h of the axis."""
     low, high, half = _columns(table)
-    t = ((z + half) / (2 * half)).clamp(0, 1)
-    dz = z - half * (2 * t - 1)
-    return torch.sqrt(x * x + y * y + dz * dz) - (low + (high - low) * t)
+    along = torch.minimum(torch.maximum(z, -half), half)
+    distance = _length(x, y, z - along)
+    return torch.addcmul(distance, along, (high - low) / (2 * half), value=-1) - (low + high) / 2
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,8 @@ QUERY_MIX = ((0.0, 0.25), (0.015, 0.375), (0.04, 0.25), (0.005, 0.125))
 def query_points(surface: Tensor, count: int, seed: int) -> Tensor:
     """Query points (count, 3): a quarter uniform in [-.55, .55]^3, the rest normal around the surface points.
 
-    The spreads .015, .04 and .005 get 3/8, 1/4 and 1/8 of the points; the order is random.
+    The spreads .015, .04 and .005 get 3/8, 1/4 and 1/8 of the points; the order is random. Points beyond the padded
+    cube are moved onto its faces.
     """
     generator = torch.Generator().manual_seed(seed)
     parts = []
@@ -156,7 +157,7 @@ def query_points(surface: Tensor, count: int, seed: int) -> Tensor:
         parts.append(surface[index].cpu() + spread * torch.randn(number, 3, generator=generator))
         left -= number
     parts.append(1.1 * torch.rand(left, 3, generator=generator) - 0.55)
-    return torch.cat(parts)[torch.randperm(count, generator=generator)].to(surface)
+    return torch.cat(parts)[torch.randperm(count, generator=generator)].clamp(-0.55, 0.55).to(surface)
 
 
 def make_sample(

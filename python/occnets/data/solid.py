@@ -12,8 +12,10 @@ from torch import Tensor
 
 from occnets.data.trees import Node
 
-COARSE_CELLS = 24
-FINE_SPLIT = 3
+ROUGH_CELLS = 20
+SPLITS = (18, 2, 2)
+# Magnitudes are distance estimates; the factor covers blends and warps that overestimate.
+SLACK = 1.15
 SEGMENT = 0.014
 RESIDUAL = 2e-4
 _TETRAHEDRON = ((1.0, 1.0, 1.0), (1.0, -1.0, -1.0), (-1.0, 1.0, -1.0), (-1.0, -1.0, 1.0))
@@ -25,10 +27,11 @@ class DegenerateShape(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """Cubes near the surface: centres (C, 3) and their common side, in the frame of the tree."""
+    """Cubes near the surface in the frame of the tree: centres (C, 3), common side, values (C,) at the centres."""
 
     centers: Tensor
     side: float
+    values: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +54,7 @@ class Solid:
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Solid:
         """This solid with its tables on ``device``."""
-        cells = Cells(self.cells.centers.to(device, dtype), self.cells.side)
+        cells = Cells(self.cells.centers.to(device, dtype), self.cells.side, self.cells.values.to(device, dtype))
         return dataclasses.replace(
             self, root=self.root.to(device, dtype), cells=cells, center=self.center.to(device, dtype)
         )
@@ -105,33 +108,38 @@ class Solid:
         points, normals, found, rate = [], [], 0, 0.1
         for _ in range(24):
             wanted = min(int((count - found) / max(rate, 0.01) * 1.1) + 256, 400_000)
-            p, n = self._crossings(wanted, generator)
+            p, n, rate = self._crossings(wanted, count - found, generator)
             points.append(p)
             normals.append(n)
             found += p.shape[0]
-            rate = p.shape[0] / wanted
             if found >= count:
                 return torch.cat(points)[:count], torch.cat(normals)[:count]
         raise DegenerateShape(f"Solid.surface: found {found} of {count} surface points; the solid is too thin or empty")
 
-    def _crossings(self, tries: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Surface points and normals from ``tries`` random segments."""
+    def _crossings(self, tries: int, needed: int, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
+        """About ``needed`` surface points and normals at most from ``tries`` random segments, and the rate of hits."""
         centers = self.cells.centers
         draw = torch.rand(tries, 6, generator=generator).to(centers)
         index = torch.randint(centers.shape[0], (tries,), generator=generator).to(centers.device)
         height = 2 * draw[:, 3] - 1
         angle, flat = 2 * math.pi * draw[:, 4], torch.sqrt(1 - height * height)
         direction = torch.stack([flat * torch.cos(angle), flat * torch.sin(angle), height], 1) * (SEGMENT / 2)
-        middle = centers[index] + (draw[:, :3] - 0.5) * self.cells.side
-        middle = (middle - self.center) / self.scale
+        shift = (draw[:, :3] - 0.5) * self.cells.side
+        # The value at the cell's centre bounds the distance to the surface: hopeless segments cost nothing.
+        reach = SLACK * (shift.norm(dim=1) + SEGMENT / 2 * self.scale)
+        hopeful = self.cells.values[index].abs() < reach
+        direction = direction[hopeful]
+        middle = ((centers[index] + shift)[hopeful] - self.center) / self.scale
         value = self.signed(torch.cat([middle - direction, middle + direction])).view(2, -1)
-        hit = (value[0] < 0) != (value[1] < 0)
-        return self._refine(middle[hit], direction[hit], value[0][hit], value[1][hit])
+        hits = ((value[0] < 0) != (value[1] < 0)).nonzero()[:, 0]
+        rate = hits.shape[0] / tries
+        hits = hits[: needed + needed // 50 + 16]
+        return *self._refine(middle[hits], direction[hits], value[0][hits], value[1][hits]), rate
 
     def _refine(self, middle: Tensor, direction: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Roots on the segments middle + t * direction, t in [-1, 1], given the end values of differing sign."""
         left, right = torch.full_like(low, -1.0), torch.full_like(low, 1.0)
-        for step in range(4):
+        for step in range(3):
             # False position with a bisection in between: neither end can get stuck.
             t = (left * high - right * low) / (high - low) if step != 1 else (left + right) / 2
             value = self.signed(middle + t[:, None] * direction)
@@ -148,15 +156,37 @@ class Solid:
 def _split(cells: Cells, parts: int) -> Cells:
     steps = (torch.arange(parts, dtype=torch.float32) - (parts - 1) / 2) * (cells.side / parts)
     offsets = torch.cartesian_prod(steps, steps, steps)
-    return Cells((cells.centers[:, None] + offsets[None]).reshape(-1, 3), cells.side / parts)
+    return Cells((cells.centers[:, None] + offsets[None]).reshape(-1, 3), cells.side / parts, torch.empty(0))
 
 
-def _near(root: Node, cells: Cells, margin: float) -> tuple[Cells, Tensor]:
-    """The cells whose cubes, grown by ``margin``, may hold a surface; and all values at the centres."""
+def _near(root: Node, cells: Cells, margin: float) -> tuple[Cells, Tensor, float]:
+    """Keep the cells whose cubes, grown by ``margin``, may hold a surface.
+
+    Returns:
+        The kept cells, their values, and the volume of the discarded inside cells.
+    """
     value = root(cells.centers.T.contiguous())
-    # Magnitudes are distance estimates; the factor covers blends and warps that overestimate.
-    reach = 1.15 * (cells.side * math.sqrt(3) / 2 + margin)
-    return Cells(cells.centers[value.abs() < reach], cells.side), value
+    keep = value.abs() < SLACK * (cells.side * math.sqrt(3) / 2 + margin)
+    filled = float((value[~keep] < 0).sum()) * cells.side**3
+    return Cells(cells.centers[keep], cells.side, value[keep]), value, filled
+
+
+def _extent(root: Node, cells: Cells) -> tuple[Tensor, Tensor]:
+    """Corners of the bounding box: inside cell centres, then a local search outwards from the outermost ones."""
+    generator = torch.Generator().manual_seed(3)
+    inside = cells.centers[cells.values < 0] if bool((cells.values < 0).any()) else cells.centers
+    axes = torch.cat([-torch.eye(3), torch.eye(3)])
+    count = min(32, inside.shape[0])
+    best = inside[torch.topk(inside @ axes.T, count, dim=0).indices.T]
+    for reach in (1.0, 0.6, 0.35, 0.2, 0.1):
+        moves = torch.randn(6, count, 12, 3, generator=generator) * (reach * cells.side)
+        tries = (best[:, :, None] + moves).reshape(6, -1, 3)
+        value = root(tries.reshape(-1, 3).T.contiguous()).view(6, -1)
+        height = torch.einsum("dnc,dc->dn", tries, axes).masked_fill(value >= 0, -math.inf)
+        pool, heights = torch.cat([best, tries], 1), torch.cat([torch.einsum("dnc,dc->dn", best, axes), height], 1)
+        best = torch.gather(pool, 1, torch.topk(heights, count, dim=1).indices[:, :, None].expand(-1, -1, 3))
+    corner = torch.einsum("dnc,dc->dn", best, axes).amax(1)
+    return -corner[:3], corner[3:]
 
 
 def make_solid(root: Node, family: str = "", *, half_extent: float = 1.6, min_fill: float = 0.003) -> Solid:
@@ -169,31 +199,26 @@ def make_solid(root: Node, family: str = "", *, half_extent: float = 1.6, min_fi
     Raises:
         DegenerateShape: empty, smaller than ``min_fill``, or reaching the border of the cube.
     """
-    coarse = 20
-    everything = Cells(torch.zeros(1, 3), 2 * half_extent)
-    rough, value = _near(root, _split(everything, coarse), 0.0)
+    everything = Cells(torch.zeros(1, 3), 2 * half_extent, torch.zeros(1))
+    rough, value, _ = _near(root, _split(everything, ROUGH_CELLS), 0.0)
     if rough.centers.shape[0] == 0:
         raise DegenerateShape("make_solid: no surface in the cube")
-    inside = (value < rough.side).view(coarse, coarse, coarse)
-    border = inside[[0, -1]].any() | inside[:, [0, -1]].any() | inside[:, :, [0, -1]].any()
-    if border:
+    inside = (value < 0.5 * rough.side).view(ROUGH_CELLS, ROUGH_CELLS, ROUGH_CELLS)
+    if inside[[0, -1]].any() or inside[:, [0, -1]].any() or inside[:, :, [0, -1]].any():
         raise DegenerateShape("make_solid: the solid reaches the border of the evaluation cube")
     low, high = rough.centers.amin(0) - rough.side / 2, rough.centers.amax(0) + rough.side / 2
     extent = float((high - low).amax())
     # SEGMENT is measured in the normalised frame, whose scale is at most the rough extent.
     margin = SEGMENT / 2 * extent
-    cells = Cells(((low + high) / 2)[None], extent)
-    cells, _ = _near(root, _split(cells, COARSE_CELLS), margin)
-    cells, value = _near(root, _split(cells, FINE_SPLIT), margin)
+    cells, volume = Cells(((low + high) / 2)[None], extent, torch.zeros(1)), 0.0
+    for parts in SPLITS:
+        cells, _, filled = _near(root, _split(cells, parts), margin)
+        volume += filled
     if cells.centers.shape[0] < 16:
         raise DegenerateShape("make_solid: the surface covers too few cells")
-    draft = Solid(root, cells, (low + high) / 2, extent, family)
-    points, _ = draft.surface(3000, seed=1)
-    low, high = points.amin(0), points.amax(0)
-    scale = extent * float((high - low).amax())
-    solid = Solid(root, cells, draft.center + extent * (low + high) / 2, scale, family)
-    generator = torch.Generator().manual_seed(2)
-    fill = solid.occupancy(torch.rand(8192, 3, generator=generator) - 0.5).float().mean()
-    if fill < min_fill:
-        raise DegenerateShape(f"make_solid: volume fraction {float(fill):.4f} is below {min_fill}")
-    return solid
+    volume += float((cells.values < 0).sum()) * cells.side**3
+    low, high = _extent(root, cells)
+    scale = float((high - low).amax())
+    if not scale > 0 or volume < min_fill * scale**3:
+        raise DegenerateShape(f"make_solid: volume {volume:.2g} is below {min_fill} of the cube of side {scale:.2g}")
+    return Solid(root, cells, (low + high) / 2, scale, family)
