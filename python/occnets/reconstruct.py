@@ -19,10 +19,10 @@ from torch import Tensor
 
 import occkernels
 
-from .components import COMPONENT_MODES, compact, find_parts, kept_faces, mesh_statistics
-from .field import Lattice, evaluate_lattice
-from .io import PointCloud
-from .normalize import OUTLIER_MODES, CleanCloud, Frame, clean_cloud, subsample
+from occnets.components import COMPONENT_MODES, compact, find_parts, kept_faces, mesh_statistics
+from occnets.field import Lattice, evaluate_lattice
+from occnets.io import PointCloud
+from occnets.normalize import OUTLIER_MODES, CleanCloud, Frame, clean_cloud, subsample
 
 if TYPE_CHECKING:
     import trimesh
@@ -152,7 +152,7 @@ class Reconstructor:
         Raises:
             ValueError, OSError: unknown name, missing file or unreadable weights; see `occnets.checkpoints`.
         """
-        from .checkpoints import load_pretrained
+        from occnets.checkpoints import load_pretrained
 
         device = pick_device(device)
         model, loaded = load_pretrained(name) if config is None else load_pretrained(name, config=config)

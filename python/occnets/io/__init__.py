@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Reading point clouds and meshes, writing meshes: own small readers, numpy only, coordinates in float64."""
 
-from .files import (
+from occnets.io.files import (
     READERS,
     WRITERS,
     atomic_write,
@@ -13,7 +13,7 @@ from .files import (
     read_points,
     write_mesh,
 )
-from .geometry import FormatError, Geometry, PointCloud, sample_surface
+from occnets.io.geometry import FormatError, Geometry, PointCloud, sample_surface
 
 __all__ = [
     "READERS",

@@ -8,8 +8,8 @@ import io
 import numpy as np
 from numpy.typing import NDArray
 
-from .geometry import FormatError, Geometry, geometry
-from .text import guess_columns
+from occnets.io.geometry import FormatError, Geometry, geometry
+from occnets.io.text import guess_columns
 
 _POINT_KEYS = ("points", "xyz", "vertices", "pos", "positions", "coords", "pc", "pointcloud")
 _NORMAL_KEYS = ("normals", "normal", "vertex_normals")

@@ -14,14 +14,14 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from .arrays import read_npy, read_npz
-from .geometry import FormatError, Geometry, PointCloud, geometry, sample_surface
-from .glb import read_glb, write_glb
-from .las import read_las
-from .meshes import read_obj, read_off, read_stl, write_obj, write_off, write_stl
-from .pcd import read_pcd
-from .ply import read_ply, write_ply
-from .text import read_pts, read_pwn, read_text
+from occnets.io.arrays import read_npy, read_npz
+from occnets.io.geometry import FormatError, Geometry, PointCloud, geometry, sample_surface
+from occnets.io.glb import read_glb, write_glb
+from occnets.io.las import read_las
+from occnets.io.meshes import read_obj, read_off, read_stl, write_obj, write_off, write_stl
+from occnets.io.pcd import read_pcd
+from occnets.io.ply import read_ply, write_ply
+from occnets.io.text import read_pts, read_pwn, read_text
 
 READERS: dict[str, Callable[[bytes], Geometry]] = {
     ".ply": read_ply, ".obj": read_obj, ".off": read_off, ".stl": read_stl, ".glb": read_glb,

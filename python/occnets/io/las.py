@@ -8,8 +8,8 @@ import struct
 
 import numpy as np
 
-from .._optional import optional
-from .geometry import FormatError, Geometry, geometry
+from occnets._optional import optional
+from occnets.io.geometry import FormatError, Geometry, geometry
 
 # Offset of red, green, blue (three uint16) in each point format that has them; ASPRS LAS 1.4 R15, tables 7-17.
 _RGB_OFFSET = {2: 20, 3: 28, 5: 28, 7: 30, 8: 30, 10: 30}

@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from .geometry import FormatError, Geometry, fan_triangles, geometry
+from occnets.io.geometry import FormatError, Geometry, fan_triangles, geometry
 
 _STL_RECORD = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
 

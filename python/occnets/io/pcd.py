@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .geometry import FormatError, Geometry, drop_invalid, geometry
+from occnets.io.geometry import FormatError, Geometry, drop_invalid, geometry
 
 _KINDS = {"I": "i", "U": "u", "F": "f"}
 

@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from .geometry import FormatError, Geometry, fan_triangles, geometry
+from occnets.io.geometry import FormatError, Geometry, fan_triangles, geometry
 
 _TYPES = {
     "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4",

@@ -8,7 +8,7 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from .geometry import FormatError, Geometry, geometry
+from occnets.io.geometry import FormatError, Geometry, geometry
 
 _ALIASES = {
     "x": "x", "y": "y", "z": "z", "x coordinate": "x", "y coordinate": "y", "z coordinate": "z",
