@@ -158,6 +158,10 @@ class Reconstructor:
         model, loaded = load_pretrained(name) if config is None else load_pretrained(name, config=config)
         return cls(model, loaded, device, os.path.basename(os.fspath(name).rstrip("/\\")))
 
+    def parameter_count(self) -> int:
+        """Number of parameters of the network; 0 for something that is none."""
+        return sum(p.numel() for p in self.model.parameters()) if isinstance(self.model, torch.nn.Module) else 0
+
     def reconstruct(
         self,
         points: NDArray | PointCloud,
@@ -216,7 +220,10 @@ class Reconstructor:
                 "input": _input_statistics(raw, clean, len(chosen)),
                 "settings": {**dataclasses.asdict(settings), "threshold": threshold, "points": int(limit)},
                 "field": {"nodes": lattice.values.numel(), "evaluated": lattice.evaluated},
-                "mesh": {**mesh_statistics(np.asarray(mesh.vertices), np.asarray(mesh.faces)), "removed_components": removed},
+                "mesh": {
+                    **mesh_statistics(np.asarray(mesh.vertices), np.asarray(mesh.faces)),
+                    "removed_components": removed,
+                },
             }
         clock.seconds["total"] = time.perf_counter() - start
         return Reconstruction(mesh, stats, clock.seconds, tuple(notes), chosen)
