@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command ``occnets``. Torch is imported only once there is work to do; results go to files and stdout, talk to stderr."""
+"""The command ``occnets``: results go to files and stdout, talk to stderr; torch waits until there is work to do."""
 
 from __future__ import annotations
 
@@ -41,12 +41,21 @@ def build_parser() -> argparse.ArgumentParser:
     _add_render(commands)
     models = commands.add_parser("models", help="list the models that can be used by name")
     models.add_argument("--json", action="store_true", help="print a JSON list")
-    models.set_defaults(run=run_models)
+    models.set_defaults(run=_about("models"))
     info = commands.add_parser("info", help="versions, devices and native code of this installation")
     info.add_argument("--json", action="store_true", help="print a JSON object")
-    info.set_defaults(run=run_info)
+    info.set_defaults(run=_about("info"))
     commands.add_parser("train", help="train a model ('occnets train CONFIG.yaml')", add_help=False)
     return parser
+
+
+def _about(name: str) -> Callable[[argparse.Namespace], int]:
+    def run(args: argparse.Namespace) -> int:
+        from occnets import about
+
+        return int(getattr(about, f"print_{name}")(as_json=args.json))
+
+    return run
 
 
 def _add_reconstruct(commands: Any) -> None:
@@ -121,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except KeyboardInterrupt:
-        print("\noccnets: interrupted", file=sys.stderr)
+        print("occnets: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -206,10 +215,11 @@ def run_reconstruct(args: argparse.Namespace) -> int:
 
     from occnets.io import read_points
 
+    options = timed("import", lambda: _options(args))  # a wrong option is reported before anything is read
     cloud = timed("read", lambda: read_points(args.input, sample=args.sample, seed=args.seed))
     reconstructor = timed("load", lambda: _load(args))
     try:
-        result = reconstructor.reconstruct(cloud, _options(args), progress=talk.progress())
+        result = reconstructor.reconstruct(cloud, options, progress=talk.progress())
     finally:
         talk.close()
     timings |= {name: seconds for name, seconds in result.timings.items() if name != "total"}
@@ -242,7 +252,6 @@ def _check_paths(args: argparse.Namespace) -> None:
 def _load(args: argparse.Namespace) -> Reconstructor:
     from occnets.reconstruct import Reconstructor
 
-    _options(args)  # a wrong option is reported before weights are loaded
     return Reconstructor.from_pretrained(args.model, args.config, args.device)
 
 
@@ -345,71 +354,4 @@ def run_render(args: argparse.Namespace) -> int:
     picture = render_png(shapes, size=args.size, view=view)  # type: ignore[arg-type]
     with atomic_write(args.output) as stream:
         stream.write(picture)
-    return 0
-
-
-def run_models(args: argparse.Namespace) -> int:
-    """``occnets models``."""
-    import json
-
-    from occnets.checkpoints import WEIGHTS_FOLDER
-    from occnets.zoo import list_models, model_info
-
-    rows = []
-    for name in list_models():
-        info = model_info(name)
-        card = _card_line(WEIGHTS_FOLDER / name / "README.md") if info.pretrained else ""
-        rows.append(
-            {
-                "name": name,
-                "pretrained": info.pretrained,
-                "parameters": info.parameters,
-                "input": info.input_type,
-                "card": card,
-            }
-        )
-    if args.json:
-        print(json.dumps(rows, indent=2))
-        return 0
-    width = max(len(row["name"]) for row in rows)
-    for row in rows:
-        note = row["card"] if row["pretrained"] else "architecture only, to train or to load weights into"
-        print(f"{row['name']:<{width}}  {row['parameters']:>12,} parameters  {row['input']:<12} {note}".rstrip())
-    return 0
-
-
-def _card_line(path: Path) -> str:
-    """First line of a model card's text."""
-    if not path.is_file():
-        return ""
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    return next((line for line in lines if line and line[0] not in "#-|<`["), "")
-
-
-def run_info(args: argparse.Namespace) -> int:
-    """``occnets info``."""
-    import json
-
-    import torch
-
-    import occkernels
-    from occnets.checkpoints import pretrained_names
-    from occnets.io import READERS, WRITERS
-    from occnets.report import versions
-
-    facts: dict[str, Any] = {
-        **versions(),
-        "threads": torch.get_num_threads(),
-        "cuda devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "cuda operators": occkernels.has_cuda(),
-        "bundled models": pretrained_names(),
-        "reads": sorted(READERS),
-        "writes": sorted(WRITERS),
-    }
-    if args.json:
-        print(json.dumps(facts, indent=2))
-        return 0
-    for name, value in facts.items():
-        shown = ", ".join(value) or "none" if isinstance(value, list) else "yes" if value is True else value
-        print(f"{name:<15} {'no' if shown is False else shown}")
     return 0

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import occkernels
-
 from occnets.components import COMPONENT_MODES, compact, find_parts, kept_faces, mesh_statistics
 from occnets.field import Lattice, evaluate_lattice
 from occnets.io import PointCloud
@@ -32,7 +31,8 @@ Progress = Callable[[str, int, int], None]
 DEFAULT_POINTS = 50_000
 """Points given to a network whose configuration does not say how many it was trained with."""
 
-_PADDING = 0.1  # queries live in the unit cube enlarged by this, as the whole family trains
+_CLOUD_INPUTS = ("pointcloud", "partial_pointcloud")
+_PADDING = 0.1  # queries live in the unit cube enlarged by this, if the model's configuration does not say
 _OUTSIDE = -1e6  # the logit around the lattice: whatever reaches its border is closed there
 _EDGE_MARGIN = 1e-3  # cells; keeps vertices of different edges apart when they are rounded or merged later
 
@@ -128,6 +128,9 @@ class Reconstructor:
         config: the family's configuration of the model (``data``, ``test``), used for threshold and trained range.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
         name: how to call the model in reports.
+
+    Raises:
+        ValueError: the model does not read point clouds, or the device does not exist.
     """
 
     def __init__(
@@ -137,6 +140,12 @@ class Reconstructor:
         self.model = model.to(self.device).eval() if isinstance(model, torch.nn.Module) else model
         self.config: Mapping[str, Any] = config or {}
         self.name = name or type(model).__name__
+        reads = (self.config.get("data") or {}).get("input_type", "pointcloud")
+        if reads not in _CLOUD_INPUTS:
+            raise ValueError(
+                f"Reconstructor: model '{self.name}' reads {reads}; point clouds need one that reads "
+                f"{' or '.join(_CLOUD_INPUTS)}, see 'occnets models'"
+            )
 
     @classmethod
     def from_pretrained(
@@ -205,7 +214,7 @@ class Reconstructor:
                 lattice = evaluate_lattice(
                     decode,
                     settings.resolution,
-                    1.0 + _PADDING,
+                    1.0 + float((self.config.get("data") or {}).get("padding", _PADDING)),
                     level,
                     near=unit,
                     chunk=settings.chunk,

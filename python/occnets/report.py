@@ -54,11 +54,12 @@ def summary(record: Mapping[str, Any]) -> list[str]:
         for key, word in (("duplicates_removed", "duplicate"), ("outliers_removed", "outlying"))
         if given[key]
     ]
-    lines = [
+    model = record["model"]
+    return [
         f"input   {given['points']:,} points, {given['points_used']:,} used"
         + (f" (removed: {', '.join(removed)})" if removed else "")
         + f", size {_triple([b - a for a, b in zip(*given['bounds'], strict=True)])}",
-        f"model   {record['model']['name']}, {record['model']['parameters']:,} parameters, on {record['model']['device']}",
+        f"model   {model['name']}, {model['parameters']:,} parameters, on {model['device']}",
         "time    " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in timings.items()) + " s",
         f"mesh    {mesh['vertices']:,} vertices, {mesh['faces']:,} faces, "
         f"{'watertight' if mesh['watertight'] else 'NOT watertight'}, {mesh['components']} "
@@ -67,7 +68,6 @@ def summary(record: Mapping[str, Any]) -> list[str]:
         f"        volume {mesh['volume']:.6g}, area {mesh['area']:.6g}, size {_triple(mesh['size'])}",
         f"        bounds {_bounds(*mesh['bounds'])}",
     ]
-    return lines
 
 
 def _triple(values: Any) -> str:
@@ -109,9 +109,9 @@ def _page(record: Mapping[str, Any], picture: bytes) -> str:
     tables = _table(plain) + "".join(f"<h2>{html.escape(name)}</h2>{_table(rows)}" for name, rows in sections.items())
     source = base64.b64encode(picture).decode("ascii")
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head>'
-        f'<body><h1>{title}</h1><img alt="point cloud and mesh" src="data:image/png;base64,{source}">{notes}{tables}'
-        "</body></html>\n"
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+        f'</head><body><h1>{title}</h1><img alt="point cloud and mesh" src="data:image/png;base64,{source}">'
+        f"{notes}{tables}</body></html>\n"
     )
 
 
