@@ -47,7 +47,7 @@ def read_pts(data: bytes) -> Geometry:
         FormatError: no numbers, rows of different lengths, or fewer points than announced.
     """
     lines = [line for line in _decode(data).splitlines() if line.strip() and not line.lstrip().startswith(_COMMENT)]
-    rows = [line for line in lines if len(line.replace(",", " ").split()) > 1]
+    rows = [line for line in lines if len(line.replace(",", " ").replace(";", " ").split()) > 1]
     announced = sum(int(line) for line in lines if re.fullmatch(r"\s*\d+\s*", line))
     if not rows:
         raise FormatError("there are no points in it: no line holds three numbers")
@@ -128,13 +128,21 @@ def _split_header(lines: list[str]) -> tuple[str, list[str]]:
             continue
         if line.startswith(_COMMENT):
             header = header or (line if not rows else "")
-        elif not rows and re.search(r"[A-Za-z]", re.sub(r"(?i)[0-9.]e[+-]?\d|nan|inf", "", line)):
+        elif not rows and not _begins_with_number(line):
             header = line
         elif not rows and re.fullmatch(r"\d+", line):
             continue  # a count line, as PTS has
         else:
             rows.append(line)
     return header, rows
+
+
+def _begins_with_number(line: str) -> bool:
+    try:
+        float(re.split(r"[\s,;]", line, maxsplit=1)[0])
+    except ValueError:
+        return False
+    return True
 
 
 def _separator(row: str) -> str | None:
