@@ -41,11 +41,12 @@ void emit_vertices(const mc::Volume& volume, const mc::SignGrid& grid, const int
   for (int64_t r = begin; r < end; ++r) {
     if (vertex_rows[r] == vertex_rows[r + 1]) continue;
     const mc::Row row = mc::row_at(grid, r);
+    const mc::RowSigns signs = mc::row_signs(grid, row);
     const mc::Field<T> field(volume, row.b);
     S* position = static_cast<S*>(vertices) + 3 * vertex_rows[r];
     S* normal = normals == nullptr ? nullptr : static_cast<S*>(normals) + 3 * vertex_rows[r];
     for (int64_t w = 0; w < grid.row_words; ++w) {
-      const mc::Crossings crossed = mc::crossings(grid, row, w);
+      const mc::Crossings crossed = mc::crossings(grid, signs, w);
       for (uint64_t left = crossed.x | crossed.y | crossed.z; left != 0; left &= left - 1) {
         const int bit = mc::lowest_bit(left);
         const int64_t node[3] = {row.x, row.y, 64 * w + bit};

@@ -106,12 +106,14 @@ void pack_rows(const mc::Volume& volume, const mc::SignGrid& grid, int64_t* nan,
 void count_rows(const mc::SignGrid& grid, int64_t* vertices, int64_t* triangles, int64_t begin, int64_t end) {
   for (int64_t r = begin; r < end; ++r) {
     const mc::Row row = mc::row_at(grid, r);
+    const mc::RowSigns signs = mc::row_signs(grid, row);
     const bool has_cells = mc::owns_cells(grid, row);
+    const uint64_t* around[4] = {signs.here, signs.after_y, signs.after_x, signs.after_x + (signs.after_y - signs.here)};
     int64_t vertex_count = 0, triangle_count = 0;
     for (int64_t w = 0; w < grid.row_words; ++w) {
-      vertex_count += mc::vertex_count(mc::crossings(grid, row, w));
+      vertex_count += mc::vertex_count(mc::crossings(grid, signs, w));
       if (!has_cells) continue;
-      const mc::Cells cells = mc::cells(grid, row, w);
+      const mc::Cells cells = mc::cells(grid, around, w);
       for (uint64_t left = cells.active; left != 0; left &= left - 1) {
         triangle_count += mc::triangle_count(mc::cell_case(cells, mc::lowest_bit(left)));
       }
@@ -128,21 +130,27 @@ void emit_rows(const mc::SignGrid& grid, const int64_t* vertex_rows, const int64
     int64_t* out = faces + 3 * face_rows[r];
     const mc::Row row = mc::row_at(grid, r);
     const int64_t base = vertex_rows[row.b * grid.nx * grid.ny];
-    mc::Row nodes[4];
+    mc::RowSigns signs[4];
+    const uint64_t* around[4];
     mc::Crossings next[4];
     mc::RowRanks ranks[4];
     for (int k = 0; k < 4; ++k) {
-      nodes[k] = mc::neighbour(grid, row, k >> 1, k & 1);
-      next[k] = mc::crossings(grid, nodes[k], 0);
-      ranks[k].first = vertex_rows[nodes[k].index] - base;
+      const mc::Row nodes = mc::neighbour(grid, row, k >> 1, k & 1);
+      signs[k] = mc::row_signs(grid, nodes);
+      around[k] = signs[k].here;
+      next[k] = mc::crossings(grid, signs[k], 0);
+      ranks[k].first = vertex_rows[nodes.index] - base;
     }
     for (int64_t w = 0; w < grid.row_words; ++w) {
+      uint64_t crossed = 0;
       for (int k = 0; k < 4; ++k) {
         ranks[k].here = next[k];
-        next[k] = mc::crossings(grid, nodes[k], w + 1);
-        ranks[k].above = mc::move_down(ranks[k].here, next[k]);
+        crossed |= next[k].x | next[k].y | next[k].z;
+        next[k] = w + 1 < grid.row_words ? mc::crossings(grid, signs[k], w + 1) : mc::Crossings{0, 0, 0};
       }
-      const mc::Cells cells = mc::cells(grid, row, w);
+      if (crossed == 0) continue;
+      for (int k = 0; k < 4; ++k) ranks[k].above = mc::move_down(ranks[k].here, next[k]);
+      const mc::Cells cells = mc::cells(grid, around, w);
       for (uint64_t left = cells.active; left != 0; left &= left - 1) {
         const int bit = mc::lowest_bit(left);
         const unsigned code = mc::cell_case(cells, bit);

@@ -83,6 +83,17 @@ OCC_HD inline uint64_t followed(const SignGrid& grid, int64_t word) {
   return count >= 64 ? ~uint64_t{0} : count <= 0 ? 0 : (uint64_t{1} << count) - 1;
 }
 
+// Words of a row and of the rows after it in x and y. A row at the border follows itself: its edges then do not cross.
+struct RowSigns {
+  const uint64_t *here, *after_x, *after_y;
+};
+
+OCC_HD inline RowSigns row_signs(const SignGrid& grid, const Row& row) {
+  const uint64_t* here = grid.words + row.index * grid.row_words;
+  return {here, row.x + 1 < grid.nx ? here + grid.ny * grid.row_words : here,
+          row.y + 1 < grid.ny ? here + grid.row_words : here};
+}
+
 // The bits of a row moved one node down: bit i is the sign of node i + 1.
 OCC_HD inline uint64_t successors(const SignGrid& grid, const uint64_t* row, int64_t word) {
   const uint64_t next = word + 1 < grid.row_words ? row[word + 1] : 0;
@@ -94,13 +105,10 @@ struct Crossings {
   uint64_t x, y, z;
 };
 
-OCC_HD inline Crossings crossings(const SignGrid& grid, const Row& row, int64_t word) {
-  if (word >= grid.row_words) return {0, 0, 0};
-  const uint64_t* here = grid.words + row.index * grid.row_words;
-  const uint64_t signs = here[word];
-  return {row.x + 1 < grid.nx ? signs ^ here[grid.ny * grid.row_words + word] : 0,
-          row.y + 1 < grid.ny ? signs ^ here[grid.row_words + word] : 0,
-          (signs ^ successors(grid, here, word)) & followed(grid, word)};
+OCC_HD inline Crossings crossings(const SignGrid& grid, const RowSigns& row, int64_t word) {
+  const uint64_t signs = row.here[word];
+  return {signs ^ row.after_x[word], signs ^ row.after_y[word],
+          (signs ^ successors(grid, row.here, word)) & followed(grid, word)};
 }
 
 OCC_HD inline int vertex_count(const Crossings& crossed) {
@@ -113,12 +121,12 @@ struct Cells {
   uint64_t active;
 };
 
-OCC_HD inline Cells cells(const SignGrid& grid, const Row& row, int64_t word) {
+// `rows` are the four rows of nodes around a row of cells, (dx, dy) = (0, 0), (0, 1), (1, 0), (1, 1).
+OCC_HD inline Cells cells(const SignGrid& grid, const uint64_t* const rows[4], int64_t word) {
   Cells result;
   uint64_t any = 0, all = ~uint64_t{0};
   for (int k = 0; k < 4; ++k) {
-    const uint64_t* signs = grid.words + (row.index + (k >> 1) * grid.ny + (k & 1)) * grid.row_words;
-    const uint64_t low = signs[word], high = successors(grid, signs, word);
+    const uint64_t low = rows[k][word], high = successors(grid, rows[k], word);
     result.corner[2 * k] = low;
     result.corner[2 * k + 1] = high;
     any |= low | high;
@@ -145,8 +153,8 @@ OCC_HD inline Crossings move_down(const Crossings& a, const Crossings& next) {
   return {a.x >> 1 | next.x << 63, a.y >> 1 | next.y << 63, a.z >> 1 | next.z << 63};
 }
 
-// Vertex index of each of a cell's 12 edges, numbered as in generate_marching_cubes.py; rows in the order of the corners
-// (dx, dy) = (0, 0), (0, 1), (1, 0), (1, 1). Entries of edges that are not crossed have no meaning.
+// Vertex index of each of a cell's 12 edges, numbered as in generate_marching_cubes.py, from the four rows around
+// it in the order of cells(). Entries of edges that are not crossed have no meaning.
 OCC_HD inline void cell_vertices(const RowRanks rows[4], int bit, int64_t vertex[12]) {
   const uint64_t below = (uint64_t{1} << bit) - 1;
   for (int k = 0; k < 4; ++k) {
