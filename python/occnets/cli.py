@@ -215,8 +215,8 @@ def run_reconstruct(args: argparse.Namespace) -> int:
 
     from occnets.io import read_points
 
-    options = timed("import", lambda: _options(args))  # a wrong option is reported before anything is read
     cloud = timed("read", lambda: read_points(args.input, sample=args.sample, seed=args.seed))
+    options = timed("import", lambda: _options(args))  # a wrong option is reported before weights are loaded
     reconstructor = timed("load", lambda: _load(args))
     try:
         result = reconstructor.reconstruct(cloud, options, progress=talk.progress())
@@ -261,7 +261,7 @@ def _options(args: argparse.Namespace) -> Any:
     return ReconstructionConfig(
         resolution=args.resolution,
         threshold=args.threshold,
-        points=args.points,
+        max_points=args.points,
         seed=args.seed,
         ensemble=args.ensemble,
         outliers=args.outliers,

@@ -48,7 +48,7 @@ class ReconstructionConfig:
     Attributes:
         resolution: lattice cells along a side of the padded cube.
         threshold: occupancy probability of the surface, in (0, 1); None takes the model's.
-        points: at most so many points are given to the network, drawn at random; None takes the model's maximum.
+        max_points: at most so many points are given to the network, drawn at random; None takes the model's maximum.
         seed: of every random choice.
         ensemble: average over so many orientations of the input (1 to 48, cube rotations and reflections); costs
             that many times the network's time.
@@ -60,7 +60,7 @@ class ReconstructionConfig:
 
     resolution: int = 128
     threshold: float | None = None
-    points: int | None = None
+    max_points: int | None = None
     seed: int = 0
     ensemble: int = 1
     outliers: str = "auto"
@@ -75,8 +75,8 @@ class ReconstructionConfig:
                 raise ValueError(
                     f"ReconstructionConfig: `{name}` must be a whole number from {low} to {high}, got {value}"
                 )
-        if self.points is not None and self.points < 32:
-            raise ValueError(f"ReconstructionConfig: `points` must be at least 32, got {self.points}")
+        if self.max_points is not None and self.max_points < 32:
+            raise ValueError(f"ReconstructionConfig: `max_points` must be at least 32, got {self.max_points}")
         if self.threshold is not None and not 0.0 < self.threshold < 1.0:
             raise ValueError(
                 f"ReconstructionConfig: `threshold` is a probability between 0 and 1, got {self.threshold}"
@@ -202,7 +202,7 @@ class Reconstructor:
         raw = np.asarray(points.points if isinstance(points, PointCloud) else points, dtype=np.float64)
         with clock.stage("prepare"):
             clean = clean_cloud(raw, outliers=settings.outliers, seed=settings.seed)
-            limit = settings.points or trained_range(self.config, "pointcloud_n", DEFAULT_POINTS)[1]
+            limit = settings.max_points or trained_range(self.config, "pointcloud_n", DEFAULT_POINTS)[1]
             chosen = subsample(clean.points, int(limit), settings.seed)
             unit = torch.from_numpy(clean.frame.to_unit(chosen).astype(np.float32)).to(self.device)
         notes += [*clean.warnings, *self._range_warnings(len(clean.points), clean.noise)]
@@ -227,7 +227,7 @@ class Reconstructor:
             mesh, removed = _finish(*extracted, clean.frame, settings.components)
             stats = {
                 "input": _input_statistics(raw, clean, len(chosen)),
-                "settings": {**dataclasses.asdict(settings), "threshold": threshold, "points": int(limit)},
+                "settings": {**dataclasses.asdict(settings), "threshold": threshold, "max_points": int(limit)},
                 "field": {"nodes": lattice.values.numel(), "evaluated": lattice.evaluated},
                 "mesh": {
                     **mesh_statistics(np.asarray(mesh.vertices), np.asarray(mesh.faces)),

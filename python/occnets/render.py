@@ -22,6 +22,7 @@ _FIELD_OF_VIEW = 28.0  # degrees; long enough a lens not to distort, short enoug
 _MARGIN = 0.06  # of the panel, left free around the objects
 _BATCH = 4_000_000  # pixel candidates handled at once, to bound memory
 _MOST_SPLATS = 60_000  # more points than pixels only cost time
+_CREASE = 0.75  # cosine between a vertex's and a face's normal below which the edge counts as sharp
 _UP = {"x": (1.0, 0.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)}
 _FRONT = {"x": (0.0, 0.0, 1.0), "y": (0.0, 0.0, 1.0), "z": (0.0, -1.0, 0.0)}
 _EMPTY = np.uint64(2**64 - 1)
@@ -233,21 +234,20 @@ def _draw_mesh(
     v, w = _barycentric(corners[owner], centres)
     weights = np.stack([1.0 - v - w, v, w], axis=1)
     faces = shape.faces[owner]
-    smooth = np.einsum("nk,nkd->nd", weights, _vertex_normals(shape)[faces] @ camera.axes.T)
-    normals = _facing(smooth, _face_normals(shape)[owner] @ camera.axes.T)
+    normals = _shading_normals(_vertex_normals(shape)[faces], _face_normals(shape)[owner], weights) @ camera.axes.T
+    normals = np.where(normals[:, 2:] < 0, -normals, normals)  # both sides of a face are lit
     base: Any = _MESH_COLOR
     if shape.colors is not None:
         base = np.einsum("nk,nkd->nd", weights, shape.colors[faces] / 255.0)
     return pixels, _shade(normals, base), np.einsum("nk,nk->n", weights, depth[faces])
 
 
-def _facing(smooth: NDArray, flat: NDArray) -> NDArray[np.float64]:
-    """Smooth normals, but the face's own across sharp edges; both sides of a face are lit."""
-    smooth = smooth / np.maximum(np.linalg.norm(smooth, axis=1, keepdims=True), 1e-30)
-    flat = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-30)
-    agreement = np.einsum("nd,nd->n", smooth, flat)
-    normals = np.where((agreement < 0.6)[:, None], flat, smooth)
-    return np.where(normals[:, 2:] < 0, -normals, normals)
+def _shading_normals(corners: NDArray, flat: NDArray, weights: NDArray) -> NDArray[np.float64]:
+    """Unit normals (N, 3) interpolated from vertices' (N, 3, 3); a corner on a sharp edge takes the face's own."""
+    flat = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-300)
+    smooth = np.einsum("nkd,nd->nk", corners, flat) > _CREASE
+    normals = np.einsum("nk,nkd->nd", weights, np.where(smooth[..., None], corners, flat[:, None]))
+    return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-300)
 
 
 def _facing_camera(faces: NDArray, corners: NDArray) -> NDArray[np.int64]:

@@ -55,7 +55,9 @@ def ball(center: tuple[float, float, float], radius: float) -> Callable[[Tensor]
     return lambda query: radius - (query - torch.tensor(center, device=query.device)).norm(dim=-1)
 
 
-def sphere_points(count: int = 2000, *, radius: float = 1.0, center: tuple = (0.0, 0.0, 0.0), seed: int = 0):  # noqa: ANN201
+def sphere_points(
+    count: int = 2000, *, radius: float = 1.0, center: tuple[float, ...] = (0.0, 0.0, 0.0), seed: int = 0
+) -> np.ndarray:
     """(N, 3) float64 points on a sphere, its six poles first, so that the bounding box is exact."""
     rng = np.random.default_rng(seed)
     points = rng.normal(size=(count, 3))
