@@ -5,6 +5,7 @@ from occkernels._native import has_cuda
 from occkernels.bins import bin_points, bins_from_index
 from occkernels.layout import Bins, FeatureLayout
 from occkernels.marching_cubes import marching_cubes
+from occkernels.mesh import Mesh, MeshBatch
 from occkernels.reference import (
     local_pool,
     sample_features,
@@ -21,6 +22,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Bins",
     "FeatureLayout",
+    "Mesh",
+    "MeshBatch",
     "bin_points",
     "bins_from_index",
     "has_cuda",

@@ -22,10 +22,10 @@ def marching_cubes(
     """Triangle meshes of the surfaces where volumes pass ``level``.
 
     A node is inside when its value is greater than ``level``; one equal to it is outside. Every grid edge between an
-    inside and an outside node carries exactly one vertex, placed by linear interpolation, and triangles follow a table in
-    which neighbouring cells agree on every face. So each mesh is an oriented 2-manifold on any field, ambiguous cells and
-    values equal to the level included; without padding it is open exactly where the surface meets the volume's border.
-    On an ambiguous face the inside stays connected.
+    inside and an outside node carries exactly one vertex, placed by linear interpolation, and triangles follow a table
+    in which neighbouring cells agree on every face. So each mesh is an oriented 2-manifold on any field, ambiguous
+    cells and values equal to the level included; without padding it is open exactly where the surface meets the volume's
+    border. On an ambiguous face the inside stays connected.
 
     Vertices are sorted by the lower node of their edge (row-major), then by axis, faces by cell; the result is the same
     for any number of threads. Not differentiable: the result carries no gradient.
@@ -36,15 +36,15 @@ def marching_cubes(
         normals: also return vertex normals, the interpolated central differences of the volume.
         edge_margin: vertices keep this distance, in units of the grid, from the ends of their edge, in [0, 0.5]. With 0
             the vertices around a node whose value equals the level coincide, and triangles between them have no area.
-            The default keeps them apart in float32 coordinates up to 2048 (where half a unit in the last place is 6e-5).
+            The default keeps them apart in float32 coordinates up to 2048 (half a unit in the last place is 6e-5).
         pad_value: None leaves the surface open at the border. A number surrounds the volume by one layer of nodes of
             that value, without copying it; vertices then reach from -1 to X. With a number of at most ``level``, every
             mesh is closed; ``-math.inf`` puts the caps on the border nodes themselves (``edge_margin`` away).
 
     Returns:
-        Meshes with vertices (V, 3) in index units, (x, y, z) for the volume's axes; float64 for float64 volumes, float32
-        for all others. Faces (F, 3) are local to their mesh and counter-clockwise seen from outside, towards lower
-        values. An empty volume, or one all inside or all outside, gives an empty mesh.
+        Meshes with vertices (V, 3) in index units, (x, y, z) for the volume's axes; float64 for float64 volumes,
+        float32 for all others. Faces (F, 3) are local to their mesh and counter-clockwise seen from outside, towards
+        lower values. An empty volume, or one all inside or all outside, gives an empty mesh.
 
     Raises:
         TypeError: ``volume`` is not a floating-point tensor of one of the four types.

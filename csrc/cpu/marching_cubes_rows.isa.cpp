@@ -35,7 +35,8 @@ inline bool any(__m256 mask) { return _mm256_movemask_ps(mask) != 0; }
 inline bool any(__m256d mask) { return _mm256_movemask_pd(mask) != 0; }
 #endif
 
-// Signs of up to 64 consecutive values. NaN is looked for on the way, where it costs nothing: the loop waits for memory.
+// Signs of up to 64 consecutive values. NaN is looked for on the way, where it costs nothing: the loop waits for
+// memory.
 template <class T>
 uint64_t pack(const T* values, int count, acc_t<T> level, bool& nan) {
   using S = acc_t<T>;
@@ -73,7 +74,8 @@ void pack_typed(const mc::Volume& volume, const mc::SignGrid& grid, int64_t* nan
     const bool virtual_row = x < 0 || y < 0 || x >= volume.size[0] || y >= volume.size[1];
     const T* values = nullptr;
     if (!virtual_row) {
-      values = static_cast<const T*>(volume.data) + row.b * volume.stride_batch + x * volume.stride_x + y * volume.stride_y;
+      values =
+          static_cast<const T*>(volume.data) + row.b * volume.stride_batch + x * volume.stride_x + y * volume.stride_y;
     }
     bool found = false;
     for (int64_t w = 0; w < grid.row_words; ++w) {
@@ -108,7 +110,8 @@ void count_rows(const mc::SignGrid& grid, int64_t* vertices, int64_t* triangles,
     const mc::Row row = mc::row_at(grid, r);
     const mc::RowSigns signs = mc::row_signs(grid, row);
     const bool has_cells = mc::owns_cells(grid, row);
-    const uint64_t* around[4] = {signs.here, signs.after_y, signs.after_x, signs.after_x + (signs.after_y - signs.here)};
+    const uint64_t* around[4] = {signs.here, signs.after_y, signs.after_x,
+                                 signs.after_x + (signs.after_y - signs.here)};
     int64_t vertex_count = 0, triangle_count = 0;
     for (int64_t w = 0; w < grid.row_words; ++w) {
       vertex_count += mc::vertex_count(mc::crossings(grid, signs, w));
@@ -123,8 +126,8 @@ void count_rows(const mc::SignGrid& grid, int64_t* vertices, int64_t* triangles,
   }
 }
 
-void emit_rows(const mc::SignGrid& grid, const int64_t* vertex_rows, const int64_t* face_rows, int64_t* faces, int64_t begin,
-               int64_t end) {
+void emit_rows(const mc::SignGrid& grid, const int64_t* vertex_rows, const int64_t* face_rows, int64_t* faces,
+               int64_t begin, int64_t end) {
   for (int64_t r = begin; r < end; ++r) {
     if (face_rows[r] == face_rows[r + 1]) continue;
     int64_t* out = faces + 3 * face_rows[r];

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: MIT
-// Marching cubes on sign bits. A node is inside when its value exceeds the level. The signs of a row of nodes (fixed x, y)
-// are packed along z, 64 to a word. Everything else follows from these words:
+// Marching cubes on sign bits. A node is inside when its value exceeds the level. The signs of a row of nodes (fixed x,
+// y) are packed along z, 64 to a word. Everything else follows from these words:
 //
 // * a node owns the three grid edges that leave it towards +x, +y, +z; a crossed edge carries one vertex;
 // * vertices are ordered by owning node (row-major) and axis, so a vertex's index is the count of crossed edges before
-//   it: the start of its row, plus whole words, plus a population count. Cells that share an edge compute the same index,
-//   which welds the mesh with no hash and no sort, in an order that depends on the signs alone;
+//   it: the start of its row, plus whole words, plus a population count. Cells that share an edge compute the same
+//   index, which welds the mesh with no hash and no sort, in an order that depends on the signs alone;
 // * triangles are ordered by cell (row-major), then as in the table.
 //
-// Counting per row, prefix sums over rows, emission per row: after Flying Edges (Schroeder, Maynard, Geveci, LDAV 2015).
+// Counting per row, prefix sums over rows, emission per row: after Flying Edges (Schroeder, Maynard, Geveci, LDAV
+// 2015).
 #pragma once
 
 #include <bit>
@@ -22,7 +23,8 @@
 
 namespace occ::mc {
 
-// These two cross from code for any machine into code for one instruction set: plain data, outside the shared namespace.
+// These two cross from code for any machine into code for one instruction set: plain data, outside the shared
+// namespace.
 
 // Signs of `batch` grids of nx * ny * nz nodes (padding included), `row_words` words a row; bits past nz are 0.
 struct SignGrid {
@@ -75,7 +77,9 @@ OCC_HD inline Row neighbour(const SignGrid& grid, const Row& row, int dx, int dy
   return {row.index + dx * grid.ny + dy, row.b, row.x + dx, row.y + dy};
 }
 
-OCC_HD inline bool owns_cells(const SignGrid& grid, const Row& row) { return row.x + 1 < grid.nx && row.y + 1 < grid.ny; }
+OCC_HD inline bool owns_cells(const SignGrid& grid, const Row& row) {
+  return row.x + 1 < grid.nx && row.y + 1 < grid.ny;
+}
 
 // Bits of word `word` whose node has a successor along z in its row.
 OCC_HD inline uint64_t followed(const SignGrid& grid, int64_t word) {

@@ -160,8 +160,8 @@ class PatchLocalDecoder(nn.Module):
         """Map queries to logits (B, M).
 
         Args:
-            query: ``p`` (B, M, 3) and ``p_n``, a dictionary map name -> normalised position, (B, M, 3) for the grid
-                and (B, M, 2) for a plane.
+            query: ``p`` (B, M, 3) and ``p_n``, a dictionary map name -> normalised position: (B, M, 3) of a grid
+                and (B, M, 2) of a plane.
             maps: feature maps of the same volume.
         """
         o = self.options
@@ -180,8 +180,8 @@ class PatchLocalDecoder(nn.Module):
 def crop_settings(data: Mapping[str, Any], encoder: Mapping[str, Any], *, whole_scene: bool = False) -> CropSettings:
     """Window geometry from a family configuration.
 
-    The receptive field is 2**(levels + 2) cells, so a window of q cells needs q + field - 1, raised to a multiple of the
-    U-Net's total pooling. ``whole_scene`` replaces q by the padded unit cube.
+    The receptive field is 2**(levels + 2) cells, so a window of q cells needs q + field - 1, raised to a multiple of
+    the U-Net's total pooling. ``whole_scene`` replaces q by the padded unit cube.
 
     Args:
         data: the ``data`` section: ``unit_size``, ``query_vol_size`` (cells), ``padding``.
