@@ -253,7 +253,7 @@ class Reconstructor:
             )
         _, high = trained_range(self.config, "pointcloud_noise", math.inf)
         # Curvature passes for noise, the more so the sparser the cloud: up to 12 / N was seen on clean real objects.
-        if noise > 1.5 * high + 0.005 + 15.0 / count:
+        if noise > high + 0.005 + 15.0 / count:
             found.append(
                 f"the input's noise is about {100 * noise:.1f} % of its longest side, the model was trained with "
                 f"up to {100 * high:.1f} %: expect a rough or hollow surface"
