@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: MIT
+// entry(&function): the function as Python calls it. Pointers become integers (addresses), a Layout becomes a tuple,
+// the GIL is released while it runs.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "math/layout.h"
+
+#define OCC_STRING_(x) #x
+#define OCC_STRING(x) OCC_STRING_(x)
+#if defined(__clang__)
+#define OCC_COMPILER "clang " __clang_version__
+#elif defined(__GNUC__)
+#define OCC_COMPILER "gcc " __VERSION__
+#elif defined(_MSC_VER)
+#define OCC_COMPILER "msvc " OCC_STRING(_MSC_VER)
+#else
+#define OCC_COMPILER "unknown"
+#endif
+
+namespace pybind11::detail {
+
+template <>
+struct type_caster<occ::Layout> {
+  PYBIND11_TYPE_CASTER(occ::Layout, const_name("tuple[int, int, int, int, bool, float]"));
+  bool load(handle source, bool) {
+    if (!isinstance<tuple>(source)) return false;
+    const auto spec = reinterpret_borrow<tuple>(source);
+    if (spec.size() != 6) return false;
+    value = occ::make_layout(spec[0].cast<int>(), spec[1].cast<int>(), spec[2].cast<int>(), spec[3].cast<int>(),
+                             spec[4].cast<bool>(), spec[5].cast<double>());
+    return true;
+  }
+};
+
+}  // namespace pybind11::detail
+
+namespace occ {
+
+template <class A>
+using argument_t = std::conditional_t<std::is_pointer_v<A>, uintptr_t, std::remove_cvref_t<A>>;
+
+template <class A>
+decltype(auto) native_argument(argument_t<A>& value) {
+  if constexpr (std::is_pointer_v<A>) {
+    return reinterpret_cast<A>(value);
+  } else {
+    return static_cast<const argument_t<A>&>(value);
+  }
+}
+
+template <class R, class... A>
+auto entry(R (*function)(A...)) {
+  return [function](argument_t<A>... arguments) -> R {
+    pybind11::gil_scoped_release release;
+    return function(native_argument<A>(arguments)...);
+  };
+}
+
+}  // namespace occ

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: MIT
+// The table of contents of the native module: one line an entry point. No torch header is included anywhere; Python
+// passes addresses, sizes and the number of threads (CPU) or the stream (CUDA).
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "bind.h"
+#include "common/isa.h"
+#include "cpu/bins.h"
+#if defined(OCC_WITH_CUDA)
+#include "cuda/bins.h"
+#endif
+
+namespace py = pybind11;
+using occ::entry;
+
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = OCC_VERSION;
+#if defined(OCC_WITH_CUDA)
+  info["cuda_architectures"] = OCC_CUDA_ARCHITECTURES;
+  info["cuda_version"] = OCC_CUDA_VERSION;
+#else
+  info["cuda_architectures"] = py::none();
+  info["cuda_version"] = py::none();
+#endif
+#if defined(_OPENMP)
+  info["openmp"] = true;
+#else
+  info["openmp"] = false;
+#endif
+  info["compiler"] = OCC_COMPILER;
+  info["simd"] = occ::isa_name(occ::active_isa());
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native code of occkernels. Private: use the functions of the occkernels package.";
+  m.def("build_info", &build_info);
+
+  m.def("bin_index_cpu", entry(&occ::cpu::bin_index));
+  m.def("sort_bins_cpu", entry(&occ::cpu::sort_bins));
+
+#if defined(OCC_WITH_CUDA)
+  m.def("bin_index_cuda", entry(&occ::cuda::bin_index));
+  m.def("sort_bins_cuda", entry(&occ::cuda::sort_bins));
+#endif
+}

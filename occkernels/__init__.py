@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: MIT
+"""Fused operators for occupancy networks: scattering, pooling, sampling and iso-surface extraction on CPU and CUDA."""
+
+from occkernels._native import has_cuda
+from occkernels.bins import bin_points, bins_from_index
+from occkernels.layout import Bins, FeatureLayout
+from occkernels.reference import (
+    local_pool,
+    sample_features,
+    sample_features_with_gradient,
+    sample_grid,
+    sample_planes,
+    scatter,
+    scatter_grid,
+    scatter_planes,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Bins",
+    "FeatureLayout",
+    "bin_points",
+    "bins_from_index",
+    "has_cuda",
+    "local_pool",
+    "sample_features",
+    "sample_features_with_gradient",
+    "sample_grid",
+    "sample_planes",
+    "scatter",
+    "scatter_grid",
+    "scatter_planes",
+]
