@@ -60,7 +60,7 @@ def validate(module: OccupancyModule, source: ShapeSource, shapes: int) -> dict[
         with torch.inference_mode():
             for batch in validation_batches(source, module.config, shapes):
                 batch = {name: value.to(module.device) for name, value in batch.items()}
-                logits = module.model(batch["queries"], batch["inputs"]).float()
+                logits = module.logits(batch["queries"], batch["inputs"]).float()
                 found.append(overlap(logits, batch["occupied"], thresholds)[0].cpu())
                 losses.append(torch.nn.functional.binary_cross_entropy_with_logits(logits, batch["occupied"]).cpu())
     finally:
@@ -113,7 +113,7 @@ class RunLog(lightning.Callback):  # type: ignore[misc]
         if steps < self.every:
             return
         now = time.monotonic()
-        loss = float(torch.stack(self._losses).mean()) * trainer.accumulate_grad_batches
+        loss = float(torch.stack(self._losses).mean())
         per_step = (now - self._since[1]) / steps
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         values = {
@@ -138,12 +138,12 @@ class Keeper(lightning.Callback):  # type: ignore[misc]
 
     Args:
         folder: where ``last.ckpt`` goes.
-        log: where validation results go.
+        run_log: where validation results go.
     """
 
-    def __init__(self, folder: Path, log: RunLog) -> None:
+    def __init__(self, folder: Path, run_log: RunLog) -> None:
         self.path = folder / "last.ckpt"
-        self.log = log
+        self.run_log = run_log
         self.interrupted = 0
         self._saved = self._validated = time.monotonic()
         self._handlers: dict[int, Any] = {}
@@ -174,7 +174,7 @@ class Keeper(lightning.Callback):  # type: ignore[misc]
         if not found:
             return
         pl_module.record["validation"] = {"step": trainer.global_step, **found}
-        self.log.write(trainer, {f"validation_{name}": value for name, value in found.items()})
+        self.run_log.write(trainer, {f"validation_{name}": value for name, value in found.items()})
         report(
             f"step {trainer.global_step}  held-out IoU {found['iou']:.4f} (best {found['iou_best']:.4f} at "
             f"{found['threshold_best']:.2f})"
@@ -183,10 +183,8 @@ class Keeper(lightning.Callback):  # type: ignore[misc]
     def on_train_batch_end(
         self, trainer: Any, pl_module: OccupancyModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Do what is due; only between optimiser steps, so that a checkpoint never holds half a step."""
+        """Do what is due."""
         run = pl_module.config.run
-        if (batch_idx + 1) % pl_module.config.batch.accumulate:
-            return
         if self.interrupted or pl_module.done >= 1.0:
             trainer.should_stop = True
             return

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from occnets._optional import optional
-from occnets.training.config import BatchConfig, ScanConfig, TrainConfig
+from occnets.training.config import ConfigError, ScanConfig, TrainConfig
 from occnets.training.scan import Shape, draw_count, make_sample
 
 lightning = optional("lightning.pytorch", extra="train", why="to train models")
@@ -71,13 +71,47 @@ def validation_batches(source: ShapeSource, config: TrainConfig, shapes: int) ->
         yield _stack([make_sample(rng, shape, scan, count, len(shape.queries))])
 
 
+class PoolSource:
+    """The chunk files of ``occnets.data.pool`` as a ``ShapeSource``.
+
+    Args:
+        folder: the pool's folder.
+
+    Raises:
+        ConfigError: the folder holds no finished chunk.
+    """
+
+    def __init__(self, folder: str) -> None:
+        from occnets.data.pool import ShapePool
+
+        try:
+            self._pool = ShapePool(folder)
+        except FileNotFoundError as error:
+            raise ConfigError(f"pool.path: {error}") from error
+
+    def __len__(self) -> int:
+        """Number of shapes in RAM."""
+        return len(self._pool)
+
+    def __getitem__(self, index: int) -> Shape:
+        """One shape as arrays."""
+        sample = self._pool[index]
+        return Shape(
+            sample.points.numpy(), sample.normals.numpy(), sample.queries.numpy(), sample.occupancy.numpy()
+        )
+
+    def refresh(self) -> int:
+        """Load chunks that were finished since."""
+        return int(self._pool.refresh())
+
+
 class StepLoader:
-    """The endless sequence of batches from ``start`` on; Lightning takes it as a data loader.
+    """The endless sequence of steps, ``batch.accumulate`` batches each, from ``start`` on; Lightning takes it as a data loader.
 
     Args:
         source: the pool.
         config: the run.
-        start: number of the first batch.
+        start: number of the first step.
     """
 
     def __init__(self, source: ShapeSource, config: TrainConfig, start: int = 0) -> None:
@@ -85,8 +119,8 @@ class StepLoader:
         self.config = config
         self.start = start
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """Yield batches; looks for new chunks of the pool now and then."""
+    def __iter__(self) -> Iterator[list[dict[str, Tensor]]]:
+        """Yield the batches of one step after the other; looks for new chunks of the pool now and then."""
         looked = time.monotonic()
         interval = self.config.pool.refresh_seconds
         index = self.start
@@ -94,7 +128,8 @@ class StepLoader:
             if interval and time.monotonic() - looked > interval:
                 self.source.refresh()
                 looked = time.monotonic()
-            yield training_batch(self.source, self.config, index)
+            count = self.config.batch.accumulate
+            yield [training_batch(self.source, self.config, index * count + k) for k in range(count)]
             index += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -116,25 +151,14 @@ class PoolDataModule(lightning.LightningDataModule):  # type: ignore[misc]
     def __init__(self, config: TrainConfig, source: ShapeSource | None = None) -> None:
         super().__init__()
         self.config = config
-        self.source = source if source is not None else open_pool(config)
+        self.source = source if source is not None else PoolSource(config.pool.path)
 
     def train_dataloader(self) -> StepLoader:
         """Batches from the trainer's present step on."""
-        done = self.trainer.global_step * self.config.batch.accumulate if self.trainer else 0
-        return StepLoader(self.source, self.config, done)
+        return StepLoader(self.source, self.config, self.trainer.global_step)
 
 
 def enough_shapes(source: ShapeSource, config: TrainConfig) -> bool:
     """Whether the pool has the shapes that the run asks for before its first step."""
     return len(source) >= config.pool.held_out + max(config.pool.minimum, 1)
 
-
-__all__ = [
-    "BatchConfig",
-    "PoolDataModule",
-    "ShapeSource",
-    "StepLoader",
-    "enough_shapes",
-    "training_batch",
-    "validation_batches",
-]

@@ -36,7 +36,7 @@ def choose_device(name: str) -> str:
 
 
 def choose_precision(name: str, device: str) -> str:
-    """Lightning's precision for a configured one.
+    """``"bf16"`` or ``"fp32"`` for a configured precision.
 
     On a CPU without AVX512-BF16 or AMX, bf16 is emulated and about a hundred times slower than fp32; ``"auto"`` asks
     the hardware.
@@ -46,8 +46,8 @@ def choose_precision(name: str, device: str) -> str:
             native = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
             native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        name = "bf16" if native else "fp32"
-    return {"bf16": "bf16-mixed", "fp32": "32-true"}[name]
+        return "bf16" if native else "fp32"
+    return name
 
 
 def hardware(device: str, precision: str) -> str:
@@ -79,11 +79,8 @@ def _trainer(config: TrainConfig, folder: Path, callbacks: list[Any]) -> Any:
     return lightning.Trainer(
         accelerator="gpu" if device == "cuda" else "cpu",
         devices=1,
-        precision=choose_precision(run.precision, device),
         max_steps=run.max_steps or -1,
         max_epochs=-1,
-        accumulate_grad_batches=config.batch.accumulate,
-        gradient_clip_val=config.optimiser.gradient_clip or None,
         logger=logger,
         callbacks=callbacks,
         enable_checkpointing=False,
@@ -142,11 +139,13 @@ def train(
             f"pool.path: expected at least {config.pool.held_out + config.pool.minimum} shapes (held out + minimum), "
             f"found {len(data.source)}; make some with `occnets prepare` or lower pool.minimum"
         )
-    module = OccupancyModule(network(config), config)
+    device = choose_device(config.run.device)
+    precision = choose_precision(config.run.precision, device)
+    module = OccupancyModule(network(config), config, precision)
     log = RunLog(folder, config.run.log_steps)
     keeper = Keeper(folder, log)
     trainer = _trainer(config, folder, [log, keeper])
-    module.record.update(command=command, hardware=hardware(choose_device(config.run.device), trainer.precision))
+    module.record.update(command=command, hardware=hardware(device, precision))
     count = sum(p.numel() for p in module.model.parameters())
     report(f"{config.run.name}: {count:,} parameters, {len(data.source):,} shapes, {module.record['hardware']}")
     # weights_only keeps pickle out of resuming as well.
