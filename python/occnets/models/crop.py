@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Crop-trained ("fully convolutional") models: scenes of any size, reconstructed window by window.
 
-Such a model sees one volume at a time. Coordinates are metric; a volume is a pair of corners (2, 3), lower then upper. The
-encoder is told the cell of every point, the decoder the position of every query in the same volume.
+Such a model sees one volume at a time. Coordinates are metric; a volume is a pair of corners (2, 3), lower then upper.
+The encoder is told the cell of every point, the decoder the position of every query in the same volume.
 (Peng et al. 2020, section 3.3 "fully convolutional", supplementary 1.3.)
 """
 
@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from occkernels import FeatureLayout, bins_from_index
 from torch import Tensor, nn
 
+from occkernels import FeatureLayout, bins_from_index
 from occnets.models.blocks import ResnetBlockFC, encode_position, position_channels
 from occnets.models.decoders import AXES, check_sample_mode, conditioned_mlp, sample_normalized
 from occnets.models.encoders import check_scatter_type, pooled_features
@@ -160,8 +160,8 @@ class PatchLocalDecoder(nn.Module):
         """Map queries to logits (B, M).
 
         Args:
-            query: ``p`` (B, M, 3) and ``p_n``, a dictionary map name -> normalised position, (B, M, 3) for the grid and
-                (B, M, 2) for a plane.
+            query: ``p`` (B, M, 3) and ``p_n``, a dictionary map name -> normalised position: (B, M, 3) of a grid
+                and (B, M, 2) of a plane.
             maps: feature maps of the same volume.
         """
         o = self.options
@@ -180,8 +180,8 @@ class PatchLocalDecoder(nn.Module):
 def crop_settings(data: Mapping[str, Any], encoder: Mapping[str, Any], *, whole_scene: bool = False) -> CropSettings:
     """Window geometry from a family configuration.
 
-    The receptive field is 2**(levels + 2) cells, so a window of q cells needs q + field - 1, raised to a multiple of the
-    U-Net's total pooling. ``whole_scene`` replaces q by the padded unit cube.
+    The receptive field is 2**(levels + 2) cells, so a window of q cells needs q + field - 1, raised to a multiple of
+    the U-Net's total pooling. ``whole_scene`` replaces q by the padded unit cube.
 
     Args:
         data: the ``data`` section: ``unit_size``, ``query_vol_size`` (cells), ``padding``.

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from occkernels import sample_features
 from torch import Tensor, nn
 from torch.nn import functional
 
+from occkernels import sample_features
 from occnets.models.blocks import ResnetBlockFC
 from occnets.models.maps import PLANES, layout_of, stack_planes
 from occnets.models.options import make_options
@@ -151,7 +151,8 @@ class PointDecoderOptions:
     """Options of :class:`LocalPointDecoder`.
 
     Attributes:
-        sample_mode: ``"gaussian"`` for weights exp(-(d + 1e-5)**2 / gaussian_val**2), any other name for 1 / (d + 1e-5).
+        sample_mode: ``"gaussian"`` for weights exp(-(d + 1e-5)**2 / gaussian_val**2), any other name for
+            1 / (d + 1e-5).
         gaussian_val: width of the Gaussian, in the unit of the coordinates; needed by ``"gaussian"``.
         chunk: queries treated at once; a pure memory limit, results do not depend on it.
     """

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from occkernels import Bins, bin_points, local_pool
 from torch import Tensor, nn
 from torch.nn import functional
 
+from occkernels import Bins, bin_points, local_pool
 from occnets.models.blocks import ResnetBlockFC, cell_position
 from occnets.models.maps import FeatureMaps, build_unet, build_unet3d, make_layout, map_names, scatter_maps
 from occnets.models.options import make_options

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Feature maps: how point features become planes and grids, and back into the stacked form the sampler reads.
 
-A set of maps is a dictionary with keys among ``grid``, ``xz``, ``xy``, ``yz`` (that order): planes (B, C, R, R) with rows
-= second coordinate, grid (B, C, R, R, R) with axes (z, y, x); both in channels-last memory.
+A set of maps is a dictionary with keys among ``grid``, ``xz``, ``xy``, ``yz`` (that order): planes (B, C, R, R) with
+rows = second coordinate, grid (B, C, R, R, R) with axes (z, y, x); both in channels-last memory.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from occkernels import Bins, FeatureLayout, scatter_grid, scatter_planes
 from torch import Tensor, nn
 
+from occkernels import Bins, FeatureLayout, scatter_grid, scatter_planes
 from occnets.models.options import make_options
 from occnets.models.unet import UNet
 from occnets.models.unet3d import UNet3D
@@ -81,7 +81,10 @@ def make_layout(
         ValueError: a resolution that a map needs is missing.
     """
     planes = tuple(name for name in PLANES if name in names)
-    for needed, key, value in ((planes, "plane_resolution", plane_resolution), ("grid" in names, "grid_resolution", grid_resolution)):
+    for needed, key, value in (
+        (planes, "plane_resolution", plane_resolution),
+        ("grid" in names, "grid_resolution", grid_resolution),
+    ):
         if needed and not value:
             raise ValueError(f"{where}: {key} must be a positive integer for plane_type {list(names)}, got {value!r}")
     return FeatureLayout(

@@ -91,9 +91,7 @@ class SetAbstraction(nn.Module):
         mlp: widths.
     """
 
-    def __init__(
-        self, count: int | None, radius: float, samples: int, in_channels: int, mlp: Sequence[int]
-    ) -> None:
+    def __init__(self, count: int | None, radius: float, samples: int, in_channels: int, mlp: Sequence[int]) -> None:
         super().__init__()
         self.count, self.radius, self.samples = count, radius, samples
         widths = [in_channels, *mlp]

@@ -84,7 +84,9 @@ class UNet3DLight(nn.Module):
         groups = options.num_groups
         self.stem = ResidualBlock3d(options.in_channels, widths[0], groups, single=True)
         self.down = nn.ModuleList(
-            nn.Sequential(*(ResidualBlock3d(widths[k] if b else widths[k - 1], widths[k], groups) for b in range(count)))
+            nn.Sequential(
+                *(ResidualBlock3d(widths[k] if b else widths[k - 1], widths[k], groups) for b in range(count))
+            )
             for k, count in enumerate(blocks, start=1)
         )
         levels = range(len(widths) - 1, 0, -1)
@@ -124,8 +126,8 @@ class UNet3DLight(nn.Module):
 def pixel_shuffle_3d(x: Tensor, upscale: int) -> Tensor:
     """Move channels into space: (B, upscale**3 * C, D, H, W) to (B, C, upscale * D, upscale * H, upscale * W).
 
-    Channel ``((z * upscale + y) * upscale + x) * C + c`` of a voxel becomes channel ``c`` of its sub-voxel (z, y, x), so
-    that with channels-last-3d memory whole runs of C values are moved. The result has channels-last-3d memory.
+    Channel ``((z * upscale + y) * upscale + x) * C + c`` of a voxel becomes channel ``c`` of its sub-voxel (z, y, x),
+    so that with channels-last-3d memory whole runs of C values are moved. The result has channels-last-3d memory.
     """
     if upscale == 1:
         return x
