@@ -5,7 +5,8 @@
 from Python. Importing this package imports neither torch nor Lightning.
 """
 
+from occnets.config import ConfigError
 from occnets.training.command import cli_main
-from occnets.training.config import ConfigError, TrainConfig, from_dict, load
+from occnets.training.config import TrainConfig, from_dict, load
 
 __all__ = ["ConfigError", "TrainConfig", "cli_main", "from_dict", "load"]

@@ -22,6 +22,7 @@ from occnets.training.losses import overlap
 from occnets.training.module import OccupancyModule
 
 lightning = optional("lightning.pytorch", extra="train", why="to train models")
+_Callback: Any = lightning.Callback
 
 #: Probabilities at which validation measures the overlap.
 THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(2, 17))
@@ -79,7 +80,7 @@ def validate(module: OccupancyModule, source: ShapeSource, shapes: int) -> dict[
     }
 
 
-class RunLog(lightning.Callback):  # type: ignore[misc]
+class RunLog(_Callback):  # type: ignore[misc]
     """Progress on stderr and ``metrics.jsonl``, TensorBoard through the trainer's loggers.
 
     Args:
@@ -133,7 +134,7 @@ class RunLog(lightning.Callback):  # type: ignore[misc]
         self._since = (trainer.global_step, now)
 
 
-class Keeper(lightning.Callback):  # type: ignore[misc]
+class Keeper(_Callback):  # type: ignore[misc]
     """Ends the run, saves ``last.ckpt``, validates, and turns SIGINT and SIGTERM into a saved, clean stop.
 
     Args:

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from occnets.training.config import ConfigError, load
+from occnets.config import ConfigError
+from occnets.training.config import load
 
 _SHORTCUTS = (
     ("output", "run.output", str, "FOLDER", "folder for logs, checkpoints and the exported model"),

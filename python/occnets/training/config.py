@@ -13,12 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from occnets._optional import optional
+from occnets.config import ConfigError, load_config
 
 T = TypeVar("T")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the key, what was expected and what came."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +153,7 @@ class TrainConfig:
 
     Attributes:
         model: the model configuration as ``occnets.models.build_model`` takes it; in a file, a mapping or the path of
-            a YAML file relative to the training file.
+            a YAML file relative to the training file (``inherit_from`` is followed).
         pool, batch, scan, optimiser, run: see their classes.
     """
 
@@ -186,7 +183,8 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and strings, as YAML and JSON store them."""
-        return _plain(dataclasses.asdict(self))
+        values: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return values
 
 
 def _fraction(value: float) -> bool:
@@ -263,8 +261,12 @@ def _section(kind: type[T], values: Any, prefix: str) -> T:
             close = difflib.get_close_matches(str(name), hints, n=1)
             advice = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(hints))}"
             raise ConfigError(f"{key}: unknown key; {advice}")
-        inner = hints[name]
-        known[name] = _section(inner, value, key) if dataclasses.is_dataclass(inner) else _convert(value, inner, key)
+        inner: Any = hints[name]
+        known[name] = (
+            _section(inner, value, key)
+            if isinstance(inner, type) and dataclasses.is_dataclass(inner)
+            else _convert(value, inner, key)
+        )
     if "model" in hints and "model" not in known:
         raise ConfigError("model: missing; give the model configuration or the path of its YAML file")
     return kind(**known)
@@ -315,7 +317,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
         inner[name] = yaml.safe_load(text)
     model = values.get("model")
     if isinstance(model, str):
-        values["model"] = _read_yaml((path.parent / model).resolve())
+        try:
+            values["model"] = load_config((path.parent / model).resolve(), default=None)
+        except FileNotFoundError as error:
+            raise ConfigError(f"{path}: model: {error}") from error
     try:
         return from_dict(values)
     except ConfigError as error:

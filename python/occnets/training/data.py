@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from occnets._optional import optional
-from occnets.training.config import ConfigError, ScanConfig, TrainConfig
+from occnets.config import ConfigError
+from occnets.training.config import ScanConfig, TrainConfig
 from occnets.training.scan import Shape, draw_count, make_sample
 
 lightning = optional("lightning.pytorch", extra="train", why="to train models")
+# Named so that type checkers accept a base class that is imported at run time.
+_DataModule: Any = lightning.LightningDataModule
 
 _VALIDATION_STREAM = 1
 _TRAINING_STREAM = 0
@@ -96,9 +99,7 @@ class PoolSource:
     def __getitem__(self, index: int) -> Shape:
         """One shape as arrays."""
         sample = self._pool[index]
-        return Shape(
-            sample.points.numpy(), sample.normals.numpy(), sample.queries.numpy(), sample.occupancy.numpy()
-        )
+        return Shape(sample.points.numpy(), sample.normals.numpy(), sample.queries.numpy(), sample.occupancy.numpy())
 
     def refresh(self) -> int:
         """Load chunks that were finished since."""
@@ -106,7 +107,9 @@ class PoolSource:
 
 
 class StepLoader:
-    """The endless sequence of steps, ``batch.accumulate`` batches each, from ``start`` on; Lightning takes it as a data loader.
+    """The endless sequence of steps, ``batch.accumulate`` batches each, from ``start`` on.
+
+    Lightning takes it as a data loader.
 
     Args:
         source: the pool.
@@ -140,7 +143,7 @@ class StepLoader:
         """Counterpart of ``state_dict``; its presence tells Lightning that the loader can be resumed."""
 
 
-class PoolDataModule(lightning.LightningDataModule):  # type: ignore[misc]
+class PoolDataModule(_DataModule):  # type: ignore[misc]
     """The pool as a Lightning data module.
 
     Args:
@@ -161,4 +164,3 @@ class PoolDataModule(lightning.LightningDataModule):  # type: ignore[misc]
 def enough_shapes(source: ShapeSource, config: TrainConfig) -> bool:
     """Whether the pool has the shapes that the run asks for before its first step."""
     return len(source) >= config.pool.held_out + max(config.pool.minimum, 1)
-

@@ -61,8 +61,9 @@ def _scattered_grid(encoder: LocalPoolPointnet, points: Tensor) -> Tensor:
 
 
 def _segments(values: Tensor, lengths: Tensor, reduce: str) -> Tensor:
+    wide = values if values.dtype == torch.float64 else values.float()
     with torch.autocast(values.device.type, enabled=False):
-        return torch.segment_reduce(values.float(), reduce, lengths=lengths, axis=0, unsafe=True)
+        return torch.segment_reduce(wide, reduce, lengths=lengths, axis=0, unsafe=True)
 
 
 def _sampled(unet: UNet3DLight, coarse: Tensor, query: Tensor, padding: float, registration: str) -> Tensor:

@@ -13,13 +13,14 @@ from occnets._optional import optional
 from occnets.training.config import TrainConfig
 from occnets.training.fastpath import fast_logits, why_not_fast
 from occnets.training.losses import occupancy_loss
-from occnets.training.workers import Workers
 from occnets.training.schedule import AveragedWeights, learning_rate, parameter_groups, progress
+from occnets.training.workers import Workers
 
 lightning = optional("lightning.pytorch", extra="train", why="to train models")
+_Module: Any = lightning.LightningModule
 
 
-class OccupancyModule(lightning.LightningModule):  # type: ignore[misc]
+class OccupancyModule(_Module):  # type: ignore[misc]
     """Trains ``model(queries, inputs) -> logits``.
 
     Args:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +15,15 @@ import torch
 from torch import nn
 
 from occnets._optional import optional
+from occnets.config import ConfigError
 from occnets.training.callbacks import Keeper, RunLog, report
-from occnets.training.config import ConfigError, TrainConfig
+from occnets.training.config import TrainConfig
 from occnets.training.data import PoolDataModule, ShapeSource, enough_shapes
 from occnets.training.export import export, read_checkpoint
 from occnets.training.module import OccupancyModule
+
+# Parameter numbers of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 lightning = optional("lightning.pytorch", extra="train", why="to train models")
 
@@ -57,17 +63,28 @@ def hardware(device: str, precision: str) -> str:
     return f"{torch.get_num_threads()} CPU threads, {torch.backends.cpu.get_cpu_capability()}, {precision}"
 
 
+def keep_freed_memory() -> None:
+    """Ask glibc to keep freed memory in the process.
+
+    By default every buffer above 32 MiB is returned to the system and faulted in again at the next step; keeping them
+    saves a tenth of the processor time. Other C libraries have no ``mallopt`` and are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def build_network(config: TrainConfig) -> nn.Module:
     """The network of a configuration, convolutions in channels-last memory."""
     from occnets.models import build_model
 
     model = build_model(config.model)
-    # The channels-last layout is what oneDNN and cuDNN compute 3-D convolutions in; converting once saves it per step.
-    return model.to(memory_format=torch.channels_last_3d) if _has_conv3d(model) else model
-
-
-def _has_conv3d(model: nn.Module) -> bool:
-    return any(isinstance(part, nn.Conv3d) for part in model.modules())
+    for part in model.modules():
+        if isinstance(part, nn.Conv3d):
+            # What oneDNN and cuDNN compute 3-D convolutions in; converting once saves it per step.
+            part.weight.data = part.weight.data.contiguous(memory_format=torch.channels_last_3d)
+    return model
 
 
 def _trainer(config: TrainConfig, folder: Path, callbacks: list[Any]) -> Any:
@@ -127,6 +144,7 @@ def train(
         check_resumable(config, resume)
     folder = Path(config.run.output)
     folder.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -137,7 +155,7 @@ def train(
     if not enough_shapes(data.source, config):
         raise ConfigError(
             f"pool.path: expected at least {config.pool.held_out + config.pool.minimum} shapes (held out + minimum), "
-            f"found {len(data.source)}; make some with `occnets prepare` or lower pool.minimum"
+            f"found {len(data.source)}; make more with `python -m occnets.data.pool` or lower pool.minimum"
         )
     device = choose_device(config.run.device)
     precision = choose_precision(config.run.precision, device)

@@ -56,7 +56,7 @@ def _seen(rng: np.random.Generator, points: Array, normals: Array) -> NDArray[np
     views = rng.normal(size=(int(rng.integers(1, 5)), 3))
     views *= rng.uniform(1.0, 2.5, (len(views), 1)) / np.linalg.norm(views, axis=1, keepdims=True)
     facing = normals @ views.T.astype(np.float32) - (points * normals).sum(1, keepdims=True)
-    return (facing > 0).any(1)
+    return np.asarray((facing > 0).any(1))
 
 
 def _outside_holes(rng: np.random.Generator, points: Array) -> NDArray[np.bool_]:
@@ -75,7 +75,7 @@ def _density(rng: np.random.Generator, points: Array) -> NDArray[np.float64]:
     if rng.random() < 0.5:
         along = -np.linalg.norm(points - points[rng.integers(len(points))], axis=1)
     span = float(np.ptp(along)) or 1.0
-    return np.exp(rng.uniform(0.5, 3.4) * (along - along.max()) / span)
+    return np.asarray(np.exp(rng.uniform(0.5, 3.4) * (along - along.max()) / span))
 
 
 def _choose(rng: np.random.Generator, shape: Shape, config: ScanConfig, count: int) -> NDArray[np.int64]:
