@@ -24,8 +24,8 @@ def marching_cubes(
     A node is inside when its value is greater than ``level``; one equal to it is outside. Every grid edge between an
     inside and an outside node carries exactly one vertex, placed by linear interpolation, and triangles follow a table
     in which neighbouring cells agree on every face. So each mesh is an oriented 2-manifold on any field, ambiguous
-    cells and values equal to the level included; without padding it is open exactly where the surface meets the volume's
-    border. On an ambiguous face the inside stays connected.
+    cells and values equal to the level included; without padding it is open exactly where the surface meets the
+    volume's border. On an ambiguous face the inside stays connected.
 
     Vertices are sorted by the lower node of their edge (row-major), then by axis, faces by cell; the result is the same
     for any number of threads. Not differentiable: the result carries no gradient.
