@@ -150,8 +150,15 @@ class Keeper(_Callback):  # type: ignore[misc]
         self._handlers: dict[int, Any] = {}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.interrupted:
+            self._give_back()
+            raise KeyboardInterrupt
         self.interrupted = number
-        report(f"{signal.Signals(number).name}: saving after this step")
+        report(f"{signal.Signals(number).name}: saving after this step; once more to stop without saving")
+
+    def _give_back(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
     def on_train_start(self, trainer: Any, pl_module: OccupancyModule) -> None:
         """Take over the signals (after Lightning has set its own)."""
@@ -200,5 +207,4 @@ class Keeper(_Callback):  # type: ignore[misc]
         if not self.interrupted:
             self.validate(trainer, pl_module)
         self.save(trainer)
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        self._give_back()
