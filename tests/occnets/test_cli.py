@@ -141,10 +141,10 @@ def test_render_command(tmp_path: Path, scan: Path) -> None:
 
 
 def test_models_and_info(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("occnets.zoo.list_models", lambda: ["convonet-grid-light", "convonet-voxel-grid32"])
+    monkeypatch.setattr("occnets.zoo.list_models", lambda: ["convonet-grid", "convonet-voxel-grid32"])
     assert run("models") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert any(re.match(r"convonet-grid-light +[\d,]+ parameters +pointcloud", line) for line in lines)
+    assert any(re.match(r"convonet-grid +[\d,]+ parameters +pointcloud", line) for line in lines)
     assert run("models", "--json") == 0
     rows = json.loads(capsys.readouterr().out)
     assert {"name", "pretrained", "parameters", "input", "card"} == set(rows[0]) and len(rows) == len(lines) == 2
