@@ -9,8 +9,9 @@
 #include "bind.h"
 #include "common/isa.h"
 #include "cpu/bins.h"
+#include "cpu/marching_cubes.h"
 #if defined(OCC_WITH_CUDA)
-#include "cuda/bins.h"
+#include "bind_cuda.h"
 #endif
 
 namespace py = pybind11;
@@ -45,10 +46,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
 
   m.def("bin_index_cpu", entry(&occ::cpu::bin_index));
+  m.def("sort_bins_workspace_cpu", entry(&occ::cpu::sort_bins_workspace));
   m.def("sort_bins_cpu", entry(&occ::cpu::sort_bins));
+  m.def("marching_cubes_count_cpu", entry(&occ::cpu::marching_cubes_count));
+  m.def("marching_cubes_emit_cpu", entry(&occ::cpu::marching_cubes_emit));
 
 #if defined(OCC_WITH_CUDA)
-  m.def("bin_index_cuda", entry(&occ::cuda::bin_index));
-  m.def("sort_bins_cuda", entry(&occ::cuda::sort_bins));
+  bind_cuda(m);
 #endif
 }

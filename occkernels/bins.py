@@ -156,7 +156,9 @@ def _sort_bins_native(index: Tensor, cells: list[int]) -> tuple[Tensor, Tensor]:
     batch, maps, count = index.shape
     index = index.contiguous()
     if batch * maps:
-        call("sort_bins", index, index, torch.tensor(cells, dtype=torch.int64), order, offsets, batch, maps, count)
+        host_cells = torch.tensor(cells, dtype=torch.int64)
+        workspace = index.new_empty(call("sort_bins_workspace", index, host_cells, batch, maps, count))
+        call("sort_bins", index, index, host_cells, order, offsets, workspace, batch, maps, count)
     return order, offsets
 
 

@@ -10,17 +10,30 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from occnets.reconstruct import Reconstructor
+    from occnets.io import read_points, write_mesh
+    from occnets.reconstruct import ReconstructionConfig, Reconstructor
     from occnets.zoo import create_model, list_models, model_info
 
 _HOMES = {
+    "ReconstructionConfig": "occnets.reconstruct",
     "Reconstructor": "occnets.reconstruct",
     "create_model": "occnets.zoo",
     "list_models": "occnets.zoo",
     "model_info": "occnets.zoo",
+    "read_points": "occnets.io",
+    "write_mesh": "occnets.io",
 }
 
-__all__ = ["Reconstructor", "__version__", "create_model", "list_models", "model_info"]
+__all__ = [
+    "ReconstructionConfig",
+    "Reconstructor",
+    "__version__",
+    "create_model",
+    "list_models",
+    "model_info",
+    "read_points",
+    "write_mesh",
+]
 
 
 def __getattr__(name: str) -> Any:
