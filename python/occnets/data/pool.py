@@ -4,7 +4,7 @@
 ``python -m occnets.data.pool OUT --count 12000 --seed 0 --workers 2`` writes ``OUT/chunk-00000.npz`` and so on; chunk i
 holds the shapes of seeds ``seed + i * chunk`` onwards, so an interrupted run resumes by skipping existing files.
 
-Arrays of a chunk of n shapes: ``points`` (n, S, 3) int16 and ``queries`` (n, Q, 3) int16 in units of ``UNIT``, ``normals``
+Arrays of a chunk of n shapes: ``points`` (n, S, 3) and ``queries`` (n, Q, 3) int16 in units of ``UNIT``, ``normals``
 (n, S, 3) int8 in units of 1/127, ``occupancy`` (n, ceil(Q / 8)) uint8 (numpy.packbits, exact at the rounded queries),
 ``seeds`` (n,) int64 and ``families`` (n,) fixed-width strings.
 """
@@ -25,9 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-
 from occnets.data.procedural import ShapeConfig, ShapeSample, query_points, random_shape
+from torch import Tensor
 
 UNIT = 1.0 / 32767 * 0.75
 _ARRAYS = ("points", "normals", "queries", "occupancy", "seeds", "families")
@@ -106,10 +105,15 @@ def write_pool(
             for path, (start, stop) in jobs.items()
             if not path.exists()
         }
-        while waiting:
-            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            done += sum(future.result() for future in finished)
-            yield done
+        try:
+            while waiting:
+                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                done += sum(future.result() for future in finished)
+                yield done
+        except BaseException:
+            # Without this, leaving the executor would first work through every chunk still waiting.
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 class ShapePool:
@@ -128,7 +132,9 @@ class ShapePool:
         self._chunks: dict[str, dict[str, NDArray[Any]]] = {}
         self._starts = np.zeros(1, dtype=np.int64)
         if self.refresh() == 0:
-            raise FileNotFoundError(f"ShapePool: no chunk-*.npz in {folder}; write them with python -m occnets.data.pool")
+            raise FileNotFoundError(
+                f"ShapePool: no chunk-*.npz in {folder}; write them with python -m occnets.data.pool"
+            )
 
     def refresh(self) -> int:
         """Load chunks that appeared since; returns the number of shapes now held."""
@@ -183,7 +189,8 @@ class ShapePool:
             total, asked = chunk["points"].shape[1], chunk["queries"].shape[1]
             if surface > total or queries > asked:
                 raise ValueError(
-                    f"ShapePool.draw: shapes hold {total} surface points and {asked} queries, got {surface} and {queries}"
+                    f"ShapePool.draw: shapes hold {total} surface points and {asked} queries, "
+                    f"got {surface} and {queries}; ask for fewer or write a larger pool"
                 )
             # Points of a shape are in random order: a window with a random start is a random subset.
             keep = (np.arange(surface) + generator.integers(total)) % total
@@ -198,7 +205,9 @@ class ShapePool:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line of this module; progress goes to stderr."""
-    parser = argparse.ArgumentParser(prog="python -m occnets.data.pool", description="Write a pool of procedural shapes.")
+    parser = argparse.ArgumentParser(
+        prog="python -m occnets.data.pool", description="Write a pool of procedural shapes."
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=12000)
     parser.add_argument("--seed", type=int, default=0)

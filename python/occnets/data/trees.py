@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
-
 from occnets.data.primitives import KINDS, polygon_distance
+from torch import Tensor
 
 N_ = TypeVar("N_", bound="Node")
 
@@ -87,7 +86,7 @@ class Primitives(Node):
 
 @dataclass(frozen=True, eq=False)
 class Polygon(Node):
-    """A polygon (V, 2) extruded along z to ``half_height``, or revolved around z when ``revolve`` (u = radius, v = z)."""
+    """A polygon (V, 2) extruded along z to ``half_height``, or revolved around z (u = radius, v = z)."""
 
     vertices: Tensor
     half_height: float = 0.0
