@@ -9,6 +9,7 @@
 #include "bind.h"
 #include "common/isa.h"
 #include "cpu/bins.h"
+#include "cpu/marching_cubes.h"
 #if defined(OCC_WITH_CUDA)
 #include "bind_cuda.h"
 #endif
@@ -47,6 +48,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("bin_index_cpu", entry(&occ::cpu::bin_index));
   m.def("sort_bins_workspace_cpu", entry(&occ::cpu::sort_bins_workspace));
   m.def("sort_bins_cpu", entry(&occ::cpu::sort_bins));
+  m.def("marching_cubes_count_cpu", entry(&occ::cpu::marching_cubes_count));
+  m.def("marching_cubes_emit_cpu", entry(&occ::cpu::marching_cubes_emit));
 
 #if defined(OCC_WITH_CUDA)
   bind_cuda(m);

@@ -4,6 +4,8 @@
 from occkernels._native import has_cuda
 from occkernels.bins import bin_points, bins_from_index
 from occkernels.layout import Bins, FeatureLayout
+from occkernels.marching_cubes import marching_cubes
+from occkernels.mesh import Mesh, MeshBatch
 from occkernels.reference import (
     local_pool,
     sample_features,
@@ -20,10 +22,13 @@ __version__ = "0.1.0"
 __all__ = [
     "Bins",
     "FeatureLayout",
+    "Mesh",
+    "MeshBatch",
     "bin_points",
     "bins_from_index",
     "has_cuda",
     "local_pool",
+    "marching_cubes",
     "sample_features",
     "sample_features_with_gradient",
     "sample_grid",
