@@ -73,7 +73,7 @@ def _compile(command: list[str], source: Path, headers: bytes, folder: Path) -> 
     target = folder / f"{source.stem}-{key}.o"
     if not target.exists():
         for stale in folder.glob(f"{source.stem}-*.o"):
-            stale.unlink()
+            stale.unlink(missing_ok=True)
         partial = target.with_suffix(f".{os.getpid()}")
         done = subprocess.run(
             [*command, "-xc++", "-c", str(source), "-o", str(partial)], capture_output=True, text=True
