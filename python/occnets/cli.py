@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from occnets.reconstruct import Reconstruction, Reconstructor
     from occnets.render import View
 
-DEFAULT_MODEL = "convonet-grid-light"
+DEFAULT_MODEL = "convonet-grid"
 
 # Scanners and surveyors count height along z, the shape collections and glTF along y.
 _Z_UP = {".las", ".laz", ".pcd", ".xyz", ".asc", ".txt", ".csv", ".pts", ".pwn"}

@@ -161,7 +161,7 @@ def _without_outliers(points: NDArray, mode: str) -> tuple[NDArray[np.bool_], tu
     )
 
 
-def estimate_noise(points: NDArray, *, neighbours: int = 32, samples: int = 1000, seed: int = 0) -> float:
+def estimate_noise(points: NDArray, *, neighbours: int = 16, samples: int = 1000, seed: int = 0) -> float:
     """Standard deviation of points about their local tangent plane, in the units of ``points``.
 
     The median over ``samples`` neighbourhoods of the smallest principal deviation. Curvature adds to it, so it is an

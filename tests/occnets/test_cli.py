@@ -78,7 +78,7 @@ def test_reconstruct_tells_everything(
     assert png.read_bytes().startswith(b"\x89PNG")
     page = html.read_text()
     assert "data:image/png;base64,iVBOR" in page and "watertight" in page and 'src="http' not in page
-    assert run(*words, "--report", js) == 0
+    assert run("reconstruct", scan, "-o", out, "--resolution", 32, "--quiet", "--report", js) == 0
     assert json.loads(js.read_text())["statistics"]["mesh"]["faces"] == len(mesh.faces)
     assert files(tmp_path) == {"m.obj", "p.png", "r.html", "r.json"}
 
@@ -140,13 +140,14 @@ def test_render_command(tmp_path: Path, scan: Path) -> None:
     assert Image.open(tmp_path / "p.png").size == (128, 64)
 
 
-def test_models_and_info(capsys: pytest.CaptureFixture) -> None:
+def test_models_and_info(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("occnets.zoo.list_models", lambda: ["convonet-grid", "convonet-voxel-grid32"])
     assert run("models") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert any(re.match(r"convonet-grid-light +[\d,]+ parameters +pointcloud", line) for line in lines)
+    assert any(re.match(r"convonet-grid +[\d,]+ parameters +pointcloud", line) for line in lines)
     assert run("models", "--json") == 0
     rows = json.loads(capsys.readouterr().out)
-    assert {"name", "pretrained", "parameters", "input", "card"} == set(rows[0]) and len(rows) == len(lines)
+    assert {"name", "pretrained", "parameters", "input", "card"} == set(rows[0]) and len(rows) == len(lines) == 2
     assert run("info", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["torch"] == torch.__version__ and ".las" in facts["reads"]

@@ -73,7 +73,8 @@ def test_cube_faces_are_flat_and_differ() -> None:
     image = render([Geometry(CUBE, faces=CUBE_FACES)], size=200, view=View(azimuth=30, elevation=30)).astype(int)
     top, left, right = image[60, 100], image[130, 60], image[130, 150]
     assert min(np.abs(a - b).max() for a, b in ((top, left), (left, right), (top, right))) > 8
-    assert np.ptp(image[55:65, 95:105].reshape(-1, 3), axis=0).max() < 6
+    # What is left is the darkening of crevices; interpolating normals across the edges would give 25.
+    assert np.ptp(image[55:65, 95:105].reshape(-1, 3), axis=0).max() < 16
 
 
 @pytest.mark.parametrize("up", ["x", "y", "z"])

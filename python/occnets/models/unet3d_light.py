@@ -101,6 +101,10 @@ class UNet3DLight(nn.Module):
         Raises:
             ValueError: R is not divisible by 2**(levels - 1).
         """
+        return pixel_shuffle_3d(self.final_conv(self.trunk(x)), self.options.upscale)
+
+    def trunk(self, x: Tensor) -> Tensor:
+        """Everything but the last convolution and the move into space: (B, in_channels, R, R, R) to (B, width, R, R, R)."""
         divisor = 2 ** len(self.down)
         if any(size % divisor for size in x.shape[2:]):
             raise ValueError(
@@ -116,7 +120,7 @@ class UNet3DLight(nn.Module):
             x = block(skip + functional.interpolate(reduce(x), scale_factor=2.0, mode="nearest"))
         if self.head is not None:
             x = functional.relu(self.head(x), inplace=True)
-        return pixel_shuffle_3d(self.final_conv(x), self.options.upscale)
+        return x
 
 
 def pixel_shuffle_3d(x: Tensor, upscale: int) -> Tensor:
