@@ -11,7 +11,7 @@
 #include "cpu/bins.h"
 #include "cpu/pool.h"
 #if defined(OCC_WITH_CUDA)
-#include "cuda/bins.h"
+#include "bind_cuda.h"
 #endif
 
 namespace py = pybind11;
@@ -46,6 +46,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
 
   m.def("bin_index_cpu", entry(&occ::cpu::bin_index));
+  m.def("sort_bins_workspace_cpu", entry(&occ::cpu::sort_bins_workspace));
   m.def("sort_bins_cpu", entry(&occ::cpu::sort_bins));
   m.def("local_pool_max_cpu", entry(&occ::cpu::local_pool_max));
   m.def("local_pool_mean_cpu", entry(&occ::cpu::local_pool_mean));
@@ -55,7 +56,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("unpick_points_cpu", entry(&occ::cpu::unpick_points));
 
 #if defined(OCC_WITH_CUDA)
-  m.def("bin_index_cuda", entry(&occ::cuda::bin_index));
-  m.def("sort_bins_cuda", entry(&occ::cuda::sort_bins));
+  bind_cuda(m);
 #endif
 }
