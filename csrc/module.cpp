@@ -9,8 +9,10 @@
 #include "bind.h"
 #include "common/isa.h"
 #include "cpu/bins.h"
+#include "cpu/sample.h"
 #if defined(OCC_WITH_CUDA)
 #include "cuda/bins.h"
+#include "cuda/sample.h"
 #endif
 
 namespace py = pybind11;
@@ -46,9 +48,17 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("bin_index_cpu", entry(&occ::cpu::bin_index));
   m.def("sort_bins_cpu", entry(&occ::cpu::sort_bins));
+  m.def("sample_gather_cpu", entry(&occ::cpu::sample_gather));
+  m.def("sample_contract_cpu", entry(&occ::cpu::sample_contract));
+  m.def("sample_index_cpu", entry(&occ::cpu::sample_index));
+  m.def("sample_scatter_cpu", entry(&occ::cpu::sample_scatter));
 
 #if defined(OCC_WITH_CUDA)
   m.def("bin_index_cuda", entry(&occ::cuda::bin_index));
   m.def("sort_bins_cuda", entry(&occ::cuda::sort_bins));
+  m.def("sample_gather_cuda", entry(&occ::cuda::sample_gather));
+  m.def("sample_contract_cuda", entry(&occ::cuda::sample_contract));
+  m.def("sample_index_cuda", entry(&occ::cuda::sample_index));
+  m.def("sample_scatter_cuda", entry(&occ::cuda::sample_scatter));
 #endif
 }
