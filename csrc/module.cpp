@@ -11,8 +11,7 @@
 #include "cpu/bins.h"
 #include "cpu/sample.h"
 #if defined(OCC_WITH_CUDA)
-#include "cuda/bins.h"
-#include "cuda/sample.h"
+#include "bind_cuda.h"
 #endif
 
 namespace py = pybind11;
@@ -47,6 +46,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
 
   m.def("bin_index_cpu", entry(&occ::cpu::bin_index));
+  m.def("sort_bins_workspace_cpu", entry(&occ::cpu::sort_bins_workspace));
   m.def("sort_bins_cpu", entry(&occ::cpu::sort_bins));
   m.def("sample_gather_cpu", entry(&occ::cpu::sample_gather));
   m.def("sample_contract_cpu", entry(&occ::cpu::sample_contract));
@@ -54,11 +54,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("sample_scatter_cpu", entry(&occ::cpu::sample_scatter));
 
 #if defined(OCC_WITH_CUDA)
-  m.def("bin_index_cuda", entry(&occ::cuda::bin_index));
-  m.def("sort_bins_cuda", entry(&occ::cuda::sort_bins));
-  m.def("sample_gather_cuda", entry(&occ::cuda::sample_gather));
-  m.def("sample_contract_cuda", entry(&occ::cuda::sample_contract));
-  m.def("sample_index_cuda", entry(&occ::cuda::sample_index));
-  m.def("sample_scatter_cuda", entry(&occ::cuda::sample_scatter));
+  bind_cuda(m);
 #endif
 }

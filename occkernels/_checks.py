@@ -64,7 +64,7 @@ def check_tensor(
         )
     if like is not None and tensor.device != like.device:
         raise ValueError(
-            f"occkernels.{where}: `{name}` is on {tensor.device} but must be on {like.device}, where the other arguments "
-            f"are. Move it with .to({str(like.device)!r})."
+            f"occkernels.{where}: `{name}` is on {tensor.device} but must be on {like.device}, where the others are. "
+            f"Move it with .to({str(like.device)!r})."
         )
     return sizes

@@ -21,7 +21,7 @@ _failure: BaseException | None = None
 _cuda_host: ModuleType | None = None
 
 try:
-    from occkernels import _C as _module  # type: ignore[no-redef]
+    from occkernels import _C as _module  # type: ignore[no-redef,attr-defined,unused-ignore]
 except ImportError as error:  # kept: the message is needed when an operator is first called, not at import
     _failure = error
 
@@ -41,7 +41,7 @@ def load() -> ModuleType:
 
 
 def has_cuda() -> bool:
-    """Whether the CUDA operators are in this build and a CUDA device is present. Never initialises CUDA in a CPU build."""
+    """Whether this build has the CUDA operators and a CUDA device is present. Never initialises CUDA in a CPU build."""
     built = _module is not None and hasattr(_module, "bin_index_cuda")
     return built and torch.cuda.is_available()
 
@@ -79,7 +79,7 @@ def _address(argument: Any) -> Any:
 def call(name: str, like: Tensor, *arguments: Any) -> Any:
     """Call entry point ``name`` on the device of ``like``.
 
-    Tensors among the arguments must be contiguous and alive until this returns (they are: the tuple holds them); None is
+    Tensors among the arguments must be contiguous; the argument tuple keeps them alive until this returns. None is
     passed as a null pointer.
 
     Raises:
@@ -97,7 +97,8 @@ def call(name: str, like: Tensor, *arguments: Any) -> Any:
     if function is None:
         raise RuntimeError(
             f"occkernels.{name}: the tensors are on {like.device} but this build has no CUDA code for it "
-            f"(torch {torch.__version__}). Rebuild with nvcc present: OCC_CUDA=ON pip install --force-reinstall --no-deps occkernels"
+            f"(torch {torch.__version__}). Rebuild with nvcc present: "
+            "OCC_CUDA=ON pip install --force-reinstall --no-deps occkernels"
         )
     with torch.cuda.device(like.device):
         return function(*addresses, torch.cuda.current_stream(like.device).cuda_stream)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-_library = torch.library.Library("occkernels", "DEF")
+_library: Any = torch.library.Library("occkernels", "DEF")  # type: ignore[no-untyped-call]
 
 
 def define(

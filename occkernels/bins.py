@@ -23,7 +23,7 @@ def bin_points(
     """Cell of every point in every map of a layout.
 
     Args:
-        points: (B, N, 3) floating coordinates in the unit cube; outside points fall into the border cells, NaN into cell 0.
+        points: (B, N, 3) floating coordinates in the unit cube; others fall into the border cells, NaN into cell 0.
         layout: the maps.
         bases: (B, L, 3, 3) frames of the L dynamic planes; rows 0 and 1 span plane l, in the points' dtype.
         basis_scale: (B, L) divisor of the projected coordinates (DPConvONet: normaliser + 0.05); ones when absent.
@@ -156,7 +156,9 @@ def _sort_bins_native(index: Tensor, cells: list[int]) -> tuple[Tensor, Tensor]:
     batch, maps, count = index.shape
     index = index.contiguous()
     if batch * maps:
-        call("sort_bins", index, index, torch.tensor(cells, dtype=torch.int64), order, offsets, batch, maps, count)
+        host_cells = torch.tensor(cells, dtype=torch.int64)
+        workspace = index.new_empty(call("sort_bins_workspace", index, host_cells, batch, maps, count))
+        call("sort_bins", index, index, host_cells, order, offsets, workspace, batch, maps, count)
     return order, offsets
 
 

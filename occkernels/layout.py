@@ -19,7 +19,7 @@ Sorter = Callable[[Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]
 class FeatureLayout:
     """The maps that hold features, and how coordinates fall into them.
 
-    Coordinates are those of the unit cube [-0.5, 0.5]³ enlarged by ``padding``; points outside are clamped to its border.
+    Coordinates are those of the unit cube [-0.5, 0.5]³ enlarged by ``padding``; points outside are clamped to it.
     Maps are numbered canonical planes first, then dynamic planes, then the grid. The rules (Peng et al., Convolutional
     Occupancy Networks, ECCV 2020, §3.1; Lionar et al., Dynamic Plane Convolutional Occupancy Networks, WACV 2021, §3.2)
     are those of the released checkpoints, constants included.
@@ -96,7 +96,7 @@ class Bins:
 
     Attributes:
         layout: the maps.
-        index: (B, K, N) int32, cell of every point in every map, first coordinate fastest; -1 for points that do not exist.
+        index: (B, K, N) int32, cell of every point in every map, first coordinate fastest; -1 for absent points.
         cells: number of cells of every map; one more than the layout's with ``extra_cell``.
     """
 

@@ -243,6 +243,6 @@ def sample_features_with_gradient(
     for axis in range(3):
         direction = torch.zeros_like(query)
         direction[..., axis] = 1
-        result, tangent = torch.func.jvp(value, (query,), (direction,))
+        result, tangent = torch.func.jvp(value, (query,), (direction,))[:2]
         tangents.append(tangent)
     return result, torch.stack(tangents, dim=2)

@@ -50,8 +50,10 @@ void bin_index(const void* points, int dtype, const void* bases, const void* sca
   });
 }
 
-void sort_bins(const int32_t* index, const int64_t* cells, int32_t* order, int32_t* offsets, int64_t batch, int64_t maps,
-               int64_t count, int threads) {
+int64_t sort_bins_workspace(const int64_t*, int64_t, int64_t, int64_t, int) { return 0; }
+
+void sort_bins(const int32_t* index, const int64_t* cells, int32_t* order, int32_t* offsets, int32_t*, int64_t batch,
+               int64_t maps, int64_t count, int threads) {
   int64_t stride = 0;  // int32 values of one sample in offsets
   for (int64_t map = 0; map < maps; ++map) stride += cells[map] + 1;
   parallel_for(threads, batch * maps, [&](int64_t task) {

@@ -2,7 +2,7 @@
 // Weighted gather and contraction: one pass over the queries in their own order. For a block of queries positions and corner
 // weights of all maps come first, vectorised over queries; then each query reads its corners, vectorised over channels.
 #include "common/parallel.h"
-#include "cpu/pack.h"
+#include "common/pack.h"
 #include "cpu/sample.h"
 #include "cpu/sample_block.h"
 

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "cpu/pack.h"
+#include "common/pack.h"
 #include "cpu/sample.h"
 #include "math/interp.h"
 

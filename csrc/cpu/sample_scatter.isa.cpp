@@ -3,7 +3,7 @@
 // slab) adds to its own row of nodes and to the next, so even rows go in parallel, then odd ones. Within a row the queries are
 // taken in sorted order, in blocks; consecutive queries of one cell are summed in registers and added to memory once.
 #include "common/parallel.h"
-#include "cpu/pack.h"
+#include "common/pack.h"
 #include "cpu/sample.h"
 #include "cpu/sample_block.h"
 

@@ -8,7 +8,7 @@
 // Second derivatives along one axis vanish, so this closes under differentiation: sampling, its gradients and theirs are all
 // one weighted gather and one weighted scatter.
 //
-// V is float or double, or a vector of queries (csrc/cpu/pack.h).
+// V is float or double, or a vector of queries (csrc/common/pack.h).
 #pragma once
 
 #include <cstdint>
