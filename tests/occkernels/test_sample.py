@@ -149,7 +149,11 @@ def test_gradients_of_value_and_gradient_are_the_references(name: str) -> None:
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("tangents", [False, True])
 def test_first_and_second_derivatives(name: str, tangents: bool) -> None:
-    case = make_case(LAYOUTS[name], (1, 3, 2), torch.float64, seed=3).leaves()
+    layout = LAYOUTS[name]  # at most 3 nodes an axis: the numerical derivatives go through every feature
+    layout = replace(
+        layout, plane_resolution=min(layout.plane_resolution, 3), grid_resolution=min(layout.grid_resolution, 3)
+    )
+    case = make_case(layout, (1, 3, 1), torch.float64, seed=3).leaves()
     public = occ.sample_features_with_gradient if tangents else occ.sample_features
 
     def function(*tensors: Tensor) -> Any:
