@@ -21,13 +21,14 @@ A missing planes or grid counts as zeros.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from occkernels._native import call, dtype_code
-from occkernels._registry import define
+from occkernels._registry import define, fold_batch
 from occkernels.bins import sort_bins
 
 Features = tuple[Tensor | None, Tensor | None]
@@ -262,55 +263,42 @@ def _contract_backward(ctx: Any, along: Tensor) -> tuple[Any, ...]:
     return (*to_features, to_coords, to_grad, to_directions, to_frame, None, None, None)
 
 
-def _fold(tensor: Tensor | None, dim: int | None, size: int, axis: int) -> Tensor | None:
-    """Merge the vmapped dimension into dimension ``axis``; tensors without one are repeated."""
-    if tensor is None:
-        return None
-    if dim is None:
-        tensor = tensor.unsqueeze(axis)
-        spread = tensor.expand(*tensor.shape[:axis], size, *tensor.shape[axis + 1 :])
-    else:
-        spread = tensor.movedim(dim, axis)
-    return spread.flatten(axis, axis + 1)
-
-
 def _over_queries(
-    operator: Any, info: Any, in_dims: tuple[Any, ...], tensors: list[Tensor | None], axes: list[int], spec: Any
-) -> tuple[Tensor, int]:
-    """Gather and contract treat every query alone: with shared features and frame, vmap means more queries.
+    operator: Any, info: Any, in_dims: Sequence[int | None], inputs: Sequence[Any], axes: tuple[int, ...]
+) -> tuple[Any, Any]:
+    """vmap rule of gather and contract: with shared features and frame it means more queries, otherwise more samples.
 
-    Otherwise it means more samples. ``axes``: the tensors' dimension of queries, -1 for features and frame.
+    Args:
+        axes: the dimension of the queries in every tensor, 0 for features and frame, which have none.
     """
+    if any(dim is not None for dim, axis in zip(in_dims, axes, strict=False) if axis == 0):
+        return fold_batch(operator, info, in_dims, inputs)
     size = info.batch_size
-    shared = all(dim is None for dim, axis in zip(in_dims, axes, strict=False) if axis < 0)
-    axis = 1 if shared else 0
-    places = [place if shared else 0 for place in axes]
-    folded = [
-        tensor if place < 0 else _fold(tensor, dim, size, place)
-        for tensor, dim, place in zip(tensors, in_dims, places, strict=False)
-    ]
-    result = operator(*folded, *spec)
-    return result.unflatten(axis, (size, result.shape[axis] // size)), axis
+
+    def fold(tensor: Tensor | None, dim: int | None, axis: int) -> Tensor | None:
+        if tensor is None or axis == 0:
+            return tensor
+        if dim is None:
+            repeated = tensor.unsqueeze(axis).expand(*tensor.shape[:axis], size, *tensor.shape[axis:])
+        else:
+            repeated = tensor.movedim(dim, axis)
+        return repeated.flatten(axis, axis + 1)
+
+    tensors = [fold(tensor, dim, axis) for tensor, dim, axis in zip(inputs, in_dims, axes, strict=False)]
+    result = operator(*tensors, *inputs[len(axes) :])
+    return result.unflatten(1, (size, result.shape[1] // size)), 1
 
 
-def _gather_vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
-    return _over_queries(gather, info, in_dims, list(inputs[:5]), [-1, -1, 1, 2, -1], inputs[5:])
+def _gather_vmap(info: Any, in_dims: Sequence[int | None], *inputs: Any) -> tuple[Any, Any]:
+    return _over_queries(gather, info, in_dims, inputs, (0, 0, 1, 2, 0))
 
 
-def _contract_vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
-    return _over_queries(contract, info, in_dims, list(inputs[:6]), [-1, -1, 1, 1, 2, -1], inputs[6:])
+def _contract_vmap(info: Any, in_dims: Sequence[int | None], *inputs: Any) -> tuple[Any, Any]:
+    return _over_queries(contract, info, in_dims, inputs, (0, 0, 1, 1, 2, 0))
 
 
-def _scatter_vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[tuple[Tensor, Tensor], tuple[Any, Any]]:
-    size = info.batch_size
-    folded = [_fold(tensor, dim, size, 0) for tensor, dim in zip(inputs[:4], in_dims, strict=False)]
-    parts = scatter(*folded, *inputs[4:])
-    wanted = inputs[7]
-    outputs = [
-        part.unflatten(0, (size, part.shape[0] // size)) if use else part
-        for part, use in zip(parts, wanted, strict=True)
-    ]
-    return (outputs[0], outputs[1]), (0 if wanted[0] else None, 0 if wanted[1] else None)
+def _scatter_vmap(info: Any, in_dims: Sequence[int | None], *inputs: Any) -> tuple[Any, Any]:
+    return fold_batch(scatter, info, in_dims, inputs)
 
 
 _SPEC = "int[] layout, float padding, bool concat"
