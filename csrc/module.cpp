@@ -9,6 +9,7 @@
 #include "bind.h"
 #include "common/isa.h"
 #include "cpu/bins.h"
+#include "cpu/marching_cubes.h"
 #include "cpu/pool.h"
 #include "cpu/sample.h"
 #if defined(OCC_WITH_CUDA)
@@ -49,6 +50,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("bin_index_cpu", entry(&occ::cpu::bin_index));
   m.def("sort_bins_workspace_cpu", entry(&occ::cpu::sort_bins_workspace));
   m.def("sort_bins_cpu", entry(&occ::cpu::sort_bins));
+  m.def("marching_cubes_count_cpu", entry(&occ::cpu::marching_cubes_count));
+  m.def("marching_cubes_emit_cpu", entry(&occ::cpu::marching_cubes_emit));
   m.def("local_pool_max_cpu", entry(&occ::cpu::local_pool_max));
   m.def("local_pool_mean_cpu", entry(&occ::cpu::local_pool_mean));
   m.def("scatter_cells_cpu", entry(&occ::cpu::scatter_cells));

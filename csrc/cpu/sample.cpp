@@ -27,8 +27,8 @@ SampleJob make_job(int dtype, int64_t batch, int64_t queries, int64_t channels, 
 }  // namespace
 
 void sample_gather(const void* planes, const void* grid, const void* coords, const void* directions, const void* frame,
-                   void* out, int dtype, int64_t batch, int64_t queries, int64_t channels, int num_directions, bool concat,
-                   const Layout& layout, int threads) {
+                   void* out, int dtype, int64_t batch, int64_t queries, int64_t channels, int num_directions,
+                   bool concat, const Layout& layout, int threads) {
   SampleJob job = make_job(dtype, batch, queries, channels, num_directions, concat, layout, threads);
   job.planes = planes;
   job.grid = grid;
@@ -61,9 +61,10 @@ void sample_index(const void* coords, int32_t* index, int dtype, int64_t batch, 
   OCC_CALL_ISA(run_index, job);
 }
 
-void sample_scatter(const void* coords, const void* grad, const void* directions, const void* frame, const int32_t* index,
-                    const int32_t* order, const int32_t* offsets, void* planes, void* grid, int dtype, int64_t batch,
-                    int64_t queries, int64_t channels, int num_directions, bool concat, const Layout& layout, int threads) {
+void sample_scatter(const void* coords, const void* grad, const void* directions, const void* frame,
+                    const int32_t* index, const int32_t* order, const int32_t* offsets, void* planes, void* grid,
+                    int dtype, int64_t batch, int64_t queries, int64_t channels, int num_directions, bool concat,
+                    const Layout& layout, int threads) {
   SampleJob job = make_job(dtype, batch, queries, channels, num_directions, concat, layout, threads);
   job.coords = coords;
   job.grad = grad;

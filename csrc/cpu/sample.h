@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
-// Sampling of plane and grid features: one weighted gather, its transpose, and the contraction that gives the gradient to
-// the coordinates. Each takes derivative directions, so that every higher derivative is one of the three again.
+// Sampling of plane and grid features: one weighted gather, its transpose, and the contraction that gives the gradient
+// to the coordinates. Each takes derivative directions, so that every higher derivative is one of the three again.
 //
 // Sizes: batch B, queries M, channels C, columns D = 3 + 2 * dynamic planes, terms T = 1, or 4 with a frame.
 //   planes (B, P, R, R, C), grid (B, R, R, R, C): features; null counts as zeros
-//   coords (B, M, D): x, y, z, then the projected coordinates of the dynamic planes; in the arithmetic type of the features
-//   directions (B, num_directions, M, D) or null: differentiate once along each
-//   frame (B, 3, D) or null: term 0 is the value, terms 1 to 3 the derivatives along the frame's rows
-//   out, grad (B, M, T, C), or (B, M, T, K * C) with concat: the K maps beside each other instead of summed
+//   coords (B, M, D): x, y, z, then the projected coordinates of the dynamic planes; in the arithmetic type of the
+//   features directions (B, num_directions, M, D) or null: differentiate once along each frame (B, 3, D) or null: term
+//   0 is the value, terms 1 to 3 the derivatives along the frame's rows out, grad (B, M, T, C), or (B, M, T, K * C)
+//   with concat: the K maps beside each other instead of summed
 #pragma once
 
 #include <cstdint>
@@ -42,8 +42,8 @@ struct SampleJob {
 };
 
 void sample_gather(const void* planes, const void* grid, const void* coords, const void* directions, const void* frame,
-                   void* out, int dtype, int64_t batch, int64_t queries, int64_t channels, int num_directions, bool concat,
-                   const Layout& layout, int threads);
+                   void* out, int dtype, int64_t batch, int64_t queries, int64_t channels, int num_directions,
+                   bool concat, const Layout& layout, int threads);
 
 // out (B, M, D): gradient of <grad, gather> to the coordinates.
 void sample_contract(const void* planes, const void* grid, const void* coords, const void* grad, const void* directions,
@@ -54,12 +54,14 @@ void sample_contract(const void* planes, const void* grid, const void* coords, c
 void sample_index(const void* coords, int32_t* index, int dtype, int64_t batch, int64_t queries, const Layout& layout,
                   int threads);
 
-// Transpose of the gather. order (B, K, M) and offsets (B, sum(cells + 1)) sort the queries by `index`. Outputs are in the
-// arithmetic type and written entirely; null ones are left out. Owner computes: a row of cells adds to two rows of nodes, even
-// rows in parallel, then odd rows, queries in sorted order, so that the result does not depend on the number of threads.
-void sample_scatter(const void* coords, const void* grad, const void* directions, const void* frame, const int32_t* index,
-                    const int32_t* order, const int32_t* offsets, void* planes, void* grid, int dtype, int64_t batch,
-                    int64_t queries, int64_t channels, int num_directions, bool concat, const Layout& layout, int threads);
+// Transpose of the gather. order (B, K, M) and offsets (B, sum(cells + 1)) sort the queries by `index`. Outputs are in
+// the arithmetic type and written entirely; null ones are left out. Owner computes: a row of cells adds to two rows of
+// nodes, even rows in parallel, then odd rows, queries in sorted order, so that the result does not depend on the
+// number of threads.
+void sample_scatter(const void* coords, const void* grad, const void* directions, const void* frame,
+                    const int32_t* index, const int32_t* order, const int32_t* offsets, void* planes, void* grid,
+                    int dtype, int64_t batch, int64_t queries, int64_t channels, int num_directions, bool concat,
+                    const Layout& layout, int threads);
 
 OCC_DECLARE_ISA(void run_gather(const SampleJob& job))
 OCC_DECLARE_ISA(void run_contract(const SampleJob& job))

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
-// Weighted gather and contraction: one pass over the queries in their own order. For a block of queries positions and corner
-// weights of all maps come first, vectorised over queries; then each query reads its corners, vectorised over channels.
-#include "common/parallel.h"
-#include "common/pack.h"
+// Weighted gather and contraction: one pass over the queries in their own order. For a block of queries positions and
+// corner weights of all maps come first, vectorised over queries; then each query reads its corners, vectorised over
+// channels.
 #include "cpu/sample.h"
+
+#include "common/parallel.h"
+#include "common/simd.h"
 #include "cpu/sample_block.h"
 
 namespace occ::cpu {
@@ -55,7 +57,7 @@ void start_block(MapBlock<T, N>& block, int64_t first, int count) {
 template <class T>
 OCC_INLINE void prefetch_cell(const Sampler<T>& s, int k, const T* cell) {
   const int64_t bytes = 2 * s.channels * static_cast<int64_t>(sizeof(T));  // two nodes along the first axis
-  for (int row = 0; row < s.rule[k].axes * 2 - 2; ++row) {  // 2 rows of a plane's cell, 4 of the grid's
+  for (int row = 0; row < s.rule[k].axes * 2 - 2; ++row) {                 // 2 rows of a plane's cell, 4 of the grid's
     const char* from = reinterpret_cast<const char*>(cell + s.corner[k][2 * row]);
     for (int64_t byte = 0; byte < bytes; byte += 64) OCC_PREFETCH(from + byte);
   }
@@ -67,7 +69,8 @@ OCC_INLINE void add_corners(const T* cell, const int64_t* corner, const acc_t<T>
                             P (*sum)[NV]) {
   OCC_UNROLL for (int c = 0; c < CORNERS; ++c) {
     P value[NV];
-    OCC_UNROLL for (int v = 0; v < NV; ++v) value[v] = load_pack<P>(cell + corner[c] + v * (sizeof(P) / sizeof(acc_t<T>)));
+    OCC_UNROLL for (int v = 0; v < NV; ++v) value[v] =
+        load_simd<P>(cell + corner[c] + v * (sizeof(P) / sizeof(acc_t<T>)));
     OCC_UNROLL for (int term = 0; term < TERMS; ++term) {
       const P w = broadcast<P>(weight[term][c][q]);
       OCC_UNROLL for (int v = 0; v < NV; ++v) sum[term][v] = multiply_add(value[v], w, sum[term][v]);
@@ -91,7 +94,7 @@ OCC_INLINE void gather_chunk(const Sampler<T>& s, const Block<T, TERMS>& block, 
       T* to = out + c0 + (s.job.concat ? k * s.channels : 0);
       OCC_UNROLL for (int term = 0; term < TERMS; ++term) {
         OCC_UNROLL for (int v = 0; v < NV; ++v) {
-          store_pack(to + term * s.width + v * lanes, sum[term][v]);
+          store_simd(to + term * s.width + v * lanes, sum[term][v]);
           sum[term][v] = P{};
         }
       }
@@ -99,14 +102,15 @@ OCC_INLINE void gather_chunk(const Sampler<T>& s, const Block<T, TERMS>& block, 
   }
 }
 
-// Calls fn(tag<Pack>, packs, first channel) over the channels: as many registers at a time as NV, then one, then one channel.
+// Calls fn(tag<Simd>, packs, first channel) over the channels: as many registers at a time as NV, then one, then one
+// channel.
 template <int NV, class S, class F>
 OCC_INLINE void over_channels(int64_t channels, F&& fn) {
   constexpr int lanes = kLanes<S>;
   int64_t c = 0;
-  for (; c + NV * lanes <= channels; c += NV * lanes) fn(tag<Pack<S, lanes>>{}, tag<char[NV]>{}, c);
-  for (; c + lanes <= channels; c += lanes) fn(tag<Pack<S, lanes>>{}, tag<char[1]>{}, c);
-  for (; c < channels; ++c) fn(tag<Pack<S, 1>>{}, tag<char[1]>{}, c);
+  for (; c + NV * lanes <= channels; c += NV * lanes) fn(tag<Simd<S, lanes>>{}, tag<char[NV]>{}, c);
+  for (; c + lanes <= channels; c += lanes) fn(tag<Simd<S, lanes>>{}, tag<char[1]>{}, c);
+  for (; c < channels; ++c) fn(tag<Simd<S, 1>>{}, tag<char[1]>{}, c);
 }
 
 template <class T, int TERMS>
@@ -123,7 +127,8 @@ void gather_block(const Sampler<T>& s, int64_t b, int64_t first, int count) {
   for (int k = 0; k < s.job.maps; ++k) {
     const T* data = s.map_data(static_cast<const T*>(s.job.planes), static_cast<const T*>(s.job.grid), b, k);
     if (data == nullptr) {
-      for (int q = 0; q < count * TERMS && s.job.concat; ++q) memset(out + q * s.width + k * s.channels, 0, s.channels * sizeof(T));
+      for (int q = 0; q < count * TERMS && s.job.concat; ++q)
+        memset(out + q * s.width + k * s.channels, 0, s.channels * sizeof(T));
       continue;
     }
     const int a = block.active++;
@@ -136,10 +141,12 @@ void gather_block(const Sampler<T>& s, int64_t b, int64_t first, int count) {
     }
   }
   for (int q = 0; q < count; ++q) {
-    for (int a = 0; a < block.active; ++a) prefetch_cell(s, block.map[a], block.cell[a][q + kAhead < N ? q + kAhead : q]);
+    for (int a = 0; a < block.active; ++a)
+      prefetch_cell(s, block.map[a], block.cell[a][q + kAhead < N ? q + kAhead : q]);
     T* row = out + q * TERMS * s.width;
     over_channels<NV, S>(s.channels, [&](auto pack, auto packs, int64_t c) {
-      gather_chunk<T, typename decltype(pack)::type, sizeof(typename decltype(packs)::type), TERMS>(s, block, q, c, row);
+      gather_chunk<T, typename decltype(pack)::type, sizeof(typename decltype(packs)::type), TERMS>(s, block, q, c,
+                                                                                                    row);
     });
   }
 }
@@ -149,12 +156,12 @@ template <class T, int CORNERS>
 OCC_INLINE void corner_dots(const T* cell, const int64_t* corner, const T* grad, int64_t channels, acc_t<T>* dots) {
   using S = acc_t<T>;
   constexpr int lanes = kLanes<S>;
-  using P = Pack<S, lanes>;
+  using P = Simd<S, lanes>;
   P sum[CORNERS] = {};
   int64_t c = 0;
   for (; c + lanes <= channels; c += lanes) {
-    const P g = load_pack<P>(grad + c);
-    OCC_UNROLL for (int i = 0; i < CORNERS; ++i) sum[i] = multiply_add(g, load_pack<P>(cell + corner[i] + c), sum[i]);
+    const P g = load_simd<P>(grad + c);
+    OCC_UNROLL for (int i = 0; i < CORNERS; ++i) sum[i] = multiply_add(g, load_simd<P>(cell + corner[i] + c), sum[i]);
   }
   OCC_UNROLL for (int i = 0; i < CORNERS; ++i) dots[i] = sum_lanes(sum[i]);
   for (; c < channels; ++c) {
@@ -164,10 +171,10 @@ OCC_INLINE void corner_dots(const T* cell, const int64_t* corner, const T* grad,
 
 // Adds map k's part of the gradient to the block's columns.
 template <class T, int D, int TERMS, int N>
-void contract_map(const Sampler<T>& s, int64_t b, int k, const MapBlock<acc_t<T>, N>& block, int count, const T* const* cell,
-                  const T* grad, acc_t<T> (*column)[N]) {
+void contract_map(const Sampler<T>& s, int64_t b, int k, const MapBlock<acc_t<T>, N>& block, int count,
+                  const T* const* cell, const T* grad, acc_t<T> (*column)[N]) {
   using S = acc_t<T>;
-  using P = Pack<S, kLanes<S>>;
+  using P = Simd<S, kLanes<S>>;
   for (int term = 0; term < TERMS; ++term) {
     S dots[1 << D][N] = {};
     for (int q = 0; q < count; ++q) {
@@ -179,16 +186,16 @@ void contract_map(const Sampler<T>& s, int64_t b, int k, const MapBlock<acc_t<T>
     for (int q0 = 0; q0 < count; q0 += kLanes<S>) {
       P upper[D], slope[D], values[1 << D], kinds[1 << D];
       for (int axis = 0; axis < D; ++axis) {
-        upper[axis] = load_pack<P>(&block.upper[axis][q0]);
-        slope[axis] = load_pack<P>(&block.slope[axis][q0]);
+        upper[axis] = load_simd<P>(&block.upper[axis][q0]);
+        slope[axis] = load_simd<P>(&block.slope[axis][q0]);
       }
-      for (int c = 0; c < 1 << D; ++c) values[c] = load_pack<P>(&dots[c][q0]);
+      for (int c = 0; c < 1 << D; ++c) values[c] = load_simd<P>(&dots[c][q0]);
       collect<D>(upper, slope, values);
       direction_kinds<T, D>(s, b, k, block, q0, kinds);
       if (term > 0) frame_kinds<T, D>(s, b, k, term - 1, kinds);
       for (int axis = 0; axis < D; ++axis) {
         S* to = &column[s.rule[k].columns[axis]][q0];
-        store_pack(to, load_pack<P>(to) + derivative_along<D>(axis, kinds, values));
+        store_simd(to, load_simd<P>(to) + derivative_along<D>(axis, kinds, values));
       }
     }
   }

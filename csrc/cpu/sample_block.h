@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "common/pack.h"
+#include "common/simd.h"
 #include "cpu/sample.h"
 #include "math/interp.h"
 
@@ -65,9 +65,7 @@ struct Sampler {
   const S* direction(int64_t b, int number, int64_t m) const {
     return static_cast<const S*>(job.directions) + ((b * job.num_directions + number) * queries + m) * job.columns;
   }
-  const S* frame(int64_t b, int row) const {
-    return static_cast<const S*>(job.frame) + (b * 3 + row) * job.columns;
-  }
+  const S* frame(int64_t b, int row) const { return static_cast<const S*>(job.frame) + (b * 3 + row) * job.columns; }
 };
 
 // Up to N queries of one map. Unused places repeat a query, so that whole packs can be computed.
@@ -90,7 +88,8 @@ OCC_INLINE void locate_axis(const MapRule<S>& rule, const S* column, int32_t* lo
 
 // Coefficients of the kinds after all directions, for the pack of queries at q0.
 template <class T, int D, class P, int N>
-OCC_INLINE void direction_kinds(const Sampler<T>& s, int64_t b, int k, const MapBlock<acc_t<T>, N>& block, int q0, P* kinds) {
+OCC_INLINE void direction_kinds(const Sampler<T>& s, int64_t b, int k, const MapBlock<acc_t<T>, N>& block, int q0,
+                                P* kinds) {
   using S = acc_t<T>;
   constexpr int lanes = sizeof(P) / sizeof(S);
   for (int set = 0; set < 1 << D; ++set) kinds[set] = broadcast<P>(S(set == 0));
@@ -101,7 +100,7 @@ OCC_INLINE void direction_kinds(const Sampler<T>& s, int64_t b, int k, const Map
       for (int axis = 0; axis < D; ++axis) values[axis][lane] = from[s.rule[k].columns[axis]];
     }
     P along[D];
-    for (int axis = 0; axis < D; ++axis) along[axis] = load_pack<P>(values[axis]);
+    for (int axis = 0; axis < D; ++axis) along[axis] = load_simd<P>(values[axis]);
     differentiate<D>(kinds, along);
   }
 }
@@ -119,16 +118,16 @@ template <class T, int D, int TERMS, int N>
 void corner_weights(const Sampler<T>& s, int64_t b, int k, const MapBlock<acc_t<T>, N>& block, int count,
                     acc_t<T> (*weight)[kMaxCorners][N]) {
   using S = acc_t<T>;
-  using P = Pack<S, kLanes<S>>;
+  using P = Simd<S, kLanes<S>>;
   for (int q0 = 0; q0 < count; q0 += kLanes<S>) {
     P upper[D], slope[D], kinds[1 << D];
     for (int axis = 0; axis < D; ++axis) {
-      upper[axis] = load_pack<P>(&block.upper[axis][q0]);
-      slope[axis] = load_pack<P>(&block.slope[axis][q0]);
+      upper[axis] = load_simd<P>(&block.upper[axis][q0]);
+      slope[axis] = load_simd<P>(&block.slope[axis][q0]);
     }
     if (TERMS == 1 && s.job.num_directions == 0) {
       spread_plain<D>(upper, broadcast<P>(S(1)), kinds);
-      for (int c = 0; c < 1 << D; ++c) store_pack(&weight[0][c][q0], kinds[c]);
+      for (int c = 0; c < 1 << D; ++c) store_simd(&weight[0][c][q0], kinds[c]);
       continue;
     }
     P base[1 << D];
@@ -137,7 +136,7 @@ void corner_weights(const Sampler<T>& s, int64_t b, int k, const MapBlock<acc_t<
       for (int set = 0; set < 1 << D; ++set) kinds[set] = base[set];
       if (term > 0) frame_kinds<T, D>(s, b, k, term - 1, kinds);
       spread<D>(upper, slope, kinds);
-      for (int c = 0; c < 1 << D; ++c) store_pack(&weight[term][c][q0], kinds[c]);
+      for (int c = 0; c < 1 << D; ++c) store_simd(&weight[term][c][q0], kinds[c]);
     }
   }
 }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
-// Weighted scatter: the transpose of the gather, owner computes. Queries come sorted by cell; a row of cells (for the grid, a
-// slab) adds to its own row of nodes and to the next, so even rows go in parallel, then odd ones. Within a row the queries are
-// taken in sorted order, in blocks; consecutive queries of one cell are summed in registers and added to memory once.
+// Weighted scatter: the transpose of the gather, owner computes. Queries come sorted by cell; a row of cells (for the
+// grid, a slab) adds to its own row of nodes and to the next, so even rows go in parallel, then odd ones. Within a row
+// the queries are taken in sorted order, in blocks; consecutive queries of one cell are summed in registers and added
+// to memory once.
 #include "common/parallel.h"
-#include "common/pack.h"
+#include "common/simd.h"
 #include "cpu/sample.h"
 #include "cpu/sample_block.h"
 
@@ -25,7 +26,8 @@ struct Row {
   acc_t<T>* out;           // of the map
 };
 
-// Lower nodes from the cell number, positions from the coordinates. The cell decides, so that no rounding can lead outside it.
+// Lower nodes from the cell number, positions from the coordinates. The cell decides, so that no rounding can lead
+// outside it.
 template <class T, int D>
 void locate_cells(const Sampler<T>& s, const Row<T>& row, const int32_t* cell, MapBlock<acc_t<T>, kBlock>& block) {
   using S = acc_t<T>;
@@ -65,14 +67,14 @@ OCC_INLINE void prefetch_queries(const Sampler<T>& s, const Row<T>& row, int64_t
 
 // One cell: queries [begin, end) of the block, channels c0 to c0 + NV packs.
 template <class T, class P, int NV, int TERMS, int CORNERS>
-OCC_INLINE void add_run(const Sampler<T>& s, const T* const* grad, const acc_t<T> (*weight)[kMaxCorners][kBlock], int begin,
-                        int end, int64_t c0, const int64_t* corner, acc_t<T>* out) {
+OCC_INLINE void add_run(const Sampler<T>& s, const T* const* grad, const acc_t<T> (*weight)[kMaxCorners][kBlock],
+                        int begin, int end, int64_t c0, const int64_t* corner, acc_t<T>* out) {
   constexpr int lanes = sizeof(P) / sizeof(acc_t<T>);
   P sum[CORNERS][NV] = {};
   for (int q = begin; q < end; ++q) {
     OCC_UNROLL for (int term = 0; term < TERMS; ++term) {
       P g[NV];
-      OCC_UNROLL for (int v = 0; v < NV; ++v) g[v] = load_pack<P>(grad[q] + term * s.width + c0 + v * lanes);
+      OCC_UNROLL for (int v = 0; v < NV; ++v) g[v] = load_simd<P>(grad[q] + term * s.width + c0 + v * lanes);
       OCC_UNROLL for (int c = 0; c < CORNERS; ++c) {
         const P w = broadcast<P>(weight[term][c][q]);
         OCC_UNROLL for (int v = 0; v < NV; ++v) sum[c][v] = multiply_add(g[v], w, sum[c][v]);
@@ -82,7 +84,7 @@ OCC_INLINE void add_run(const Sampler<T>& s, const T* const* grad, const acc_t<T
   OCC_UNROLL for (int c = 0; c < CORNERS; ++c) {
     OCC_UNROLL for (int v = 0; v < NV; ++v) {
       acc_t<T>* to = out + corner[c] + c0 + v * lanes;
-      store_pack(to, load_pack<P>(to) + sum[c][v]);
+      store_simd(to, load_simd<P>(to) + sum[c][v]);
     }
   }
 }
@@ -110,13 +112,13 @@ void scatter_block(const Sampler<T>& s, const Row<T>& row, int64_t first, int co
     const int64_t* corner = s.corner[row.map];
     int64_t c = 0;
     for (; c + NV * lanes <= s.channels; c += NV * lanes) {
-      add_run<T, Pack<S, lanes>, NV, TERMS, 1 << D>(s, grad, weight, begin, end, c, corner, out);
+      add_run<T, Simd<S, lanes>, NV, TERMS, 1 << D>(s, grad, weight, begin, end, c, corner, out);
     }
     for (; c + lanes <= s.channels; c += lanes) {
-      add_run<T, Pack<S, lanes>, 1, TERMS, 1 << D>(s, grad, weight, begin, end, c, corner, out);
+      add_run<T, Simd<S, lanes>, 1, TERMS, 1 << D>(s, grad, weight, begin, end, c, corner, out);
     }
     for (; c < s.channels; ++c) {
-      add_run<T, Pack<S, 1>, 1, TERMS, 1 << D>(s, grad, weight, begin, end, c, corner, out);
+      add_run<T, Simd<S, 1>, 1, TERMS, 1 << D>(s, grad, weight, begin, end, c, corner, out);
     }
   }
 }
@@ -155,7 +157,8 @@ void scatter_row(const Sampler<T>& s, int64_t b, int k, int number, int64_t offs
 template <class T, int TERMS>
 void scatter(const SampleJob& job) {
   const Sampler<T> sampler(job);
-  int64_t rows[kMaxMaps + 1] = {}, cells[kMaxMaps + 1] = {};  // of one parity, and entries of `offsets`, before each map
+  int64_t rows[kMaxMaps + 1] = {},
+                          cells[kMaxMaps + 1] = {};  // of one parity, and entries of `offsets`, before each map
   for (int parity = 0; parity < 2; ++parity) {
     for (int k = 0; k < job.maps; ++k) {
       const int r = job.map[k].resolution;
@@ -197,9 +200,7 @@ void index_queries(const SampleJob& job) {
 
 }  // namespace
 
-void run_index(const SampleJob& job) {
-  job.dtype == kFloat64 ? index_queries<double>(job) : index_queries<float>(job);
-}
+void run_index(const SampleJob& job) { job.dtype == kFloat64 ? index_queries<double>(job) : index_queries<float>(job); }
 
 void run_scatter(const SampleJob& job) {
   with_type(job.dtype, [&](auto type) {

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT
 // Weighted gather, its contraction with a gradient, and its transpose.
-//   gather, contract: `lanes` neighbouring lanes a query (8 for 32 float channels), 16 bytes of channels a lane, so that the
+//   gather, contract: `lanes` neighbouring lanes a query (8 for 32 float channels), 16 bytes of channels a lane, so
+//   that the
 //     corners are read as whole lines. Every lane works out the weights itself; that is cheaper than sharing them.
-//   scatter: a warp a node; groups of lanes take the queries of the node's cells in turn and are added up at the end in a
+//   scatter: a warp a node; groups of lanes take the queries of the node's cells in turn and are added up at the end in
+//   a
 //     fixed order.
 #include "cuda/sample.h"
-
 #include "cuda/sample_device.h"
 
 namespace occ::cuda {
@@ -55,8 +56,8 @@ OCC_KERNEL void __launch_bounds__(kSampleThreads) gather_kernel(SampleDevice<T> 
 
 // Adds map k's part of the gradient of one query; all `lanes` lanes call it, lane 0 of them writes.
 template <class T, int D, int N>
-OCC_DEVICE void contract_map(const SampleDevice<T>& job, const T* data, int k, int64_t b, int64_t m, int terms, int lane,
-                             int lanes, bool exists, acc_t<T>* out) {
+OCC_DEVICE void contract_map(const SampleDevice<T>& job, const T* data, int k, int64_t b, int64_t m, int terms,
+                             int lane, int lanes, bool exists, acc_t<T>* out) {
   using S = acc_t<T>;
   const Spot<S> spot = locate(job, k, b, m);
   const T* cell = data + node_of<D>(job.rule[k], spot) * job.channels;
@@ -132,10 +133,11 @@ struct Target {
   int map;
 };
 
-// Adds the queries of the cell at `low` whose corner `corner` is the node, for channels [c, c + N); every groups-th query.
+// Adds the queries of the cell at `low` whose corner `corner` is the node, for channels [c, c + N); every groups-th
+// query.
 template <class T, int D, int N>
-OCC_DEVICE void add_cell(const SampleDevice<T>& job, const Target<acc_t<T>>& target, int64_t b, const int32_t* low, int corner,
-                         int terms, int group, int groups, int64_t c, acc_t<T>* sum) {
+OCC_DEVICE void add_cell(const SampleDevice<T>& job, const Target<acc_t<T>>& target, int64_t b, const int32_t* low,
+                         int corner, int terms, int group, int groups, int64_t c, acc_t<T>* sum) {
   using S = acc_t<T>;
   const int k = target.map;
   const auto& rule = job.rule[k];
@@ -271,13 +273,15 @@ void scatter(const SampleDevice<T>& job, const int32_t* order, const int32_t* of
       if (out == nullptr) continue;
       const int64_t nodes = starts[k + 1] - starts[k] - 1;
       const bool plane = k < job.num_planes;
-      const Target<acc_t<T>> target{order + k * job.queries, offsets + starts[k], out, starts[job.maps],
-                                    nodes * (plane ? job.num_planes : 1), k};
+      const Target<acc_t<T>> target{
+          order + k * job.queries, offsets + starts[k], out, starts[job.maps], nodes * (plane ? job.num_planes : 1), k};
       const unsigned blocks = grid_for(job.batch * nodes * kWarp, kSampleThreads);
       if (plane) {
-        OCC_LAUNCH((scatter_kernel<T, 2, N>), blocks, kSampleThreads, 0, stream, job, target, nodes, lanes, job.frame ? 4 : 1);
+        OCC_LAUNCH((scatter_kernel<T, 2, N>), blocks, kSampleThreads, 0, stream, job, target, nodes, lanes,
+                   job.frame ? 4 : 1);
       } else {
-        OCC_LAUNCH((scatter_kernel<T, 3, N>), blocks, kSampleThreads, 0, stream, job, target, nodes, lanes, job.frame ? 4 : 1);
+        OCC_LAUNCH((scatter_kernel<T, 3, N>), blocks, kSampleThreads, 0, stream, job, target, nodes, lanes,
+                   job.frame ? 4 : 1);
       }
     }
   });

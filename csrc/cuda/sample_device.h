@@ -101,8 +101,8 @@ OCC_DEVICE void term_kinds(const SampleDevice<T>& job, int k, int64_t b, int64_t
 }
 
 template <class T, int D>
-OCC_DEVICE void corner_weights(const SampleDevice<T>& job, int k, int64_t b, int64_t m, int term, const Spot<acc_t<T>>& spot,
-                               acc_t<T>* weights) {
+OCC_DEVICE void corner_weights(const SampleDevice<T>& job, int k, int64_t b, int64_t m, int term,
+                               const Spot<acc_t<T>>& spot, acc_t<T>* weights) {
   if (term == 0 && job.num_directions == 0) {
     spread_plain<D>(spot.upper, acc_t<T>(1), weights);
   } else {

@@ -2,13 +2,13 @@
 // Multilinear interpolation and all its derivatives, as weights of the corners of a cell.
 //
 // Along one axis a value is k0 * hat + k1 * dhat: the hat function has the weights (1 - u, u) at the two nodes, its
-// derivative (-slope, slope). In D axes a *kind* is a set of axes along which the derivative is taken (bit a = axis a), and
-// kinds[s] is the coefficient of kind s. The plain sample has kinds = {1, 0, ...}; a derivative along a direction moves
-// coefficients to larger sets (`differentiate`); `spread` turns kinds into 2^D corner weights, `collect` is its transpose.
-// Second derivatives along one axis vanish, so this closes under differentiation: sampling, its gradients and theirs are all
-// one weighted gather and one weighted scatter.
+// derivative (-slope, slope). In D axes a *kind* is a set of axes along which the derivative is taken (bit a = axis a),
+// and kinds[s] is the coefficient of kind s. The plain sample has kinds = {1, 0, ...}; a derivative along a direction
+// moves coefficients to larger sets (`differentiate`); `spread` turns kinds into 2^D corner weights, `collect` is its
+// transpose. Second derivatives along one axis vanish, so this closes under differentiation: sampling, its gradients
+// and theirs are all one weighted gather and one weighted scatter.
 //
-// V is float or double, or a vector of queries (csrc/common/pack.h).
+// V is float or double, or a vector of queries (csrc/common/simd.h).
 #pragma once
 
 #include <cstdint>
@@ -18,15 +18,16 @@
 
 namespace occ {
 
-// Position of a coordinate in one map. Plain data without functions: it may pass between code of different instruction sets.
+// Position of a coordinate in one map. Plain data without functions: it may pass between code of different instruction
+// sets.
 struct SampleMap {
-  int axes;           // 2 or 3
+  int axes;  // 2 or 3
   int resolution;
-  int columns[3];     // of the coordinates: 0, 1, 2 = x, y, z; 3 + 2 l + a = axis a of dynamic plane l, projected already
-  double width;       // t = clamp(coordinate / width + offset, top)
+  int columns[3];  // of the coordinates: 0, 1, 2 = x, y, z; 3 + 2 l + a = axis a of dynamic plane l, projected already
+  double width;    // t = clamp(coordinate / width + offset, top)
   double offset;
   double top;
-  double scale;       // position = t * scale - shift, in [0, resolution - 1]
+  double scale;  // position = t * scale - shift, in [0, resolution - 1]
   double shift;
 };
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Pack<S, N>: N numbers treated as one, in one vector register where the compiler has vector types. For *.isa.cpp sources:
-// kLanes<S> is the register width of the instruction set the source is being compiled for.
+// Simd<S, N>: N numbers treated as one, in one vector register where the compiler has vector types. For *.isa.cpp
+// sources: kLanes<S> is the register width of the instruction set the source is being compiled for.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,11 @@
 #if defined(__GNUC__) || defined(__clang__)
 #define OCC_VECTOR_TYPES 1
 #define OCC_PREFETCH(address) __builtin_prefetch(address)
+#if defined(__clang__)
+#define OCC_UNROLL _Pragma("clang loop unroll(full)")
+#else
 #define OCC_UNROLL _Pragma("GCC unroll 16")
+#endif
 #else
 #include <intrin.h>
 #define OCC_PREFETCH(address) _mm_prefetch(reinterpret_cast<const char*>(address), 1)
@@ -26,17 +30,17 @@ namespace occ {
 OCC_BEGIN_SHARED
 
 #if defined(__AVX512F__)
-constexpr int kPackBytes = 64;
+constexpr int kSimdBytes = 64;
 #elif defined(__AVX2__)
-constexpr int kPackBytes = 32;
+constexpr int kSimdBytes = 32;
 #else
-constexpr int kPackBytes = 16;
+constexpr int kSimdBytes = 16;
 #endif
 template <class S>
-constexpr int kLanes = kPackBytes / static_cast<int>(sizeof(S));
+constexpr int kLanes = kSimdBytes / static_cast<int>(sizeof(S));
 
 template <class S, int N>
-struct Pack {
+struct Simd {
 #if defined(OCC_VECTOR_TYPES)
   typedef S Lanes __attribute__((vector_size(N * sizeof(S))));
   Lanes v;
@@ -46,24 +50,24 @@ struct Pack {
 };
 
 #if defined(OCC_VECTOR_TYPES)
-#define OCC_PACK_OPERATOR(op)                                              \
-  template <class S, int N>                                                \
-  OCC_INLINE Pack<S, N> operator op(Pack<S, N> a, Pack<S, N> b) {          \
-    return {a.v op b.v};                                                   \
+#define OCC_SIMD_OPERATOR(op)                                     \
+  template <class S, int N>                                       \
+  OCC_INLINE Simd<S, N> operator op(Simd<S, N> a, Simd<S, N> b) { \
+    return {a.v op b.v};                                          \
   }
 #else
-#define OCC_PACK_OPERATOR(op)                                              \
-  template <class S, int N>                                                \
-  OCC_INLINE Pack<S, N> operator op(Pack<S, N> a, Pack<S, N> b) {          \
-    Pack<S, N> r;                                                          \
-    for (int i = 0; i < N; ++i) r.v[i] = a.v[i] op b.v[i];                 \
-    return r;                                                              \
+#define OCC_SIMD_OPERATOR(op)                                     \
+  template <class S, int N>                                       \
+  OCC_INLINE Simd<S, N> operator op(Simd<S, N> a, Simd<S, N> b) { \
+    Simd<S, N> r;                                                 \
+    for (int i = 0; i < N; ++i) r.v[i] = a.v[i] op b.v[i];        \
+    return r;                                                     \
   }
 #endif
-OCC_PACK_OPERATOR(+)
-OCC_PACK_OPERATOR(-)
-OCC_PACK_OPERATOR(*)
-#undef OCC_PACK_OPERATOR
+OCC_SIMD_OPERATOR(+)
+OCC_SIMD_OPERATOR(-)
+OCC_SIMD_OPERATOR(*)
+#undef OCC_SIMD_OPERATOR
 
 template <class P, class S>
 OCC_INLINE P broadcast(S value) {
@@ -77,42 +81,42 @@ OCC_INLINE P broadcast(S value) {
 }
 
 template <class S, int N>
-OCC_INLINE Pack<S, N> multiply_add(Pack<S, N> a, Pack<S, N> b, Pack<S, N> c) {
+OCC_INLINE Simd<S, N> multiply_add(Simd<S, N> a, Simd<S, N> b, Simd<S, N> c) {
 #if defined(OCC_VECTOR_TYPES)
   return {a.v * b.v + c.v};
 #else
-  Pack<S, N> r;
+  Simd<S, N> r;
   for (int i = 0; i < N; ++i) r.v[i] = a.v[i] * b.v[i] + c.v[i];
   return r;
 #endif
 }
 
 template <class S, int N>
-OCC_INLINE S sum_lanes(Pack<S, N> pack) {
+OCC_INLINE S sum_lanes(Simd<S, N> pack) {
   if constexpr (N == 1) {
     return pack.v[0];
   } else {
-    Pack<S, N / 2> half[2];
+    Simd<S, N / 2> half[2];
     memcpy(half, &pack, sizeof(pack));
     return sum_lanes(half[0] + half[1]);
   }
 }
 
 template <class P, class S>
-OCC_INLINE P load_pack(const S* from) {
+OCC_INLINE P load_simd(const S* from) {
   P pack;
   memcpy(&pack, from, sizeof(pack));
   return pack;
 }
 
 template <class S, int N>
-OCC_INLINE void store_pack(S* to, Pack<S, N> pack) {
+OCC_INLINE void store_simd(S* to, Simd<S, N> pack) {
   memcpy(to, &pack, sizeof(pack));
 }
 
 // Half-precision storage: one instruction where the processor has it, bit arithmetic elsewhere (common/types.h).
 template <class P>
-OCC_INLINE P load_pack(const half_t* from) {
+OCC_INLINE P load_simd(const half_t* from) {
   P pack;
   constexpr int lanes = sizeof(P) / sizeof(float);
 #if defined(__AVX512F__)
@@ -136,7 +140,7 @@ OCC_INLINE P load_pack(const half_t* from) {
 }
 
 template <int N>
-OCC_INLINE void store_pack(half_t* to, Pack<float, N> pack) {
+OCC_INLINE void store_simd(half_t* to, Simd<float, N> pack) {
 #if defined(__AVX512F__)
   if constexpr (N == 16) {
     __m512 wide;
@@ -159,7 +163,7 @@ OCC_INLINE void store_pack(half_t* to, Pack<float, N> pack) {
 }
 
 template <class P>
-OCC_INLINE P load_pack(const bf16_t* from) {
+OCC_INLINE P load_simd(const bf16_t* from) {
   constexpr int lanes = sizeof(P) / sizeof(float);
   uint32_t wide[lanes];
   for (int i = 0; i < lanes; ++i) wide[i] = static_cast<uint32_t>(from[i].bits) << 16;
@@ -169,7 +173,7 @@ OCC_INLINE P load_pack(const bf16_t* from) {
 }
 
 template <int N>
-OCC_INLINE void store_pack(bf16_t* to, Pack<float, N> pack) {
+OCC_INLINE void store_simd(bf16_t* to, Simd<float, N> pack) {
   float wide[N];
   memcpy(wide, &pack, sizeof(pack));
   for (int i = 0; i < N; ++i) to[i] = bf16_t(wide[i]);
