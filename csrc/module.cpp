@@ -11,6 +11,7 @@
 #include "cpu/bins.h"
 #include "cpu/marching_cubes.h"
 #include "cpu/pool.h"
+#include "cpu/sample.h"
 #if defined(OCC_WITH_CUDA)
 #include "bind_cuda.h"
 #endif
@@ -57,6 +58,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("gather_cells_cpu", entry(&occ::cpu::gather_cells));
   m.def("pick_points_cpu", entry(&occ::cpu::pick_points));
   m.def("unpick_points_cpu", entry(&occ::cpu::unpick_points));
+  m.def("sample_gather_cpu", entry(&occ::cpu::sample_gather));
+  m.def("sample_contract_cpu", entry(&occ::cpu::sample_contract));
+  m.def("sample_index_cpu", entry(&occ::cpu::sample_index));
+  m.def("sample_scatter_cpu", entry(&occ::cpu::sample_scatter));
 
 #if defined(OCC_WITH_CUDA)
   bind_cuda(m);

@@ -8,12 +8,7 @@ from occkernels.marching_cubes import marching_cubes
 from occkernels.mesh import Mesh, MeshBatch
 from occkernels.pool import local_pool
 from occkernels.pool_scatter import scatter, scatter_grid, scatter_planes
-from occkernels.reference import (
-    sample_features,
-    sample_features_with_gradient,
-    sample_grid,
-    sample_planes,
-)
+from occkernels.sample import sample_features, sample_features_with_gradient, sample_grid, sample_planes
 
 __version__ = "0.1.0"
 
