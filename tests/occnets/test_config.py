@@ -77,7 +77,7 @@ def test_packaged_configurations_have_the_original_sizes(name: str) -> None:
 
 def test_every_packaged_model_is_listed_and_builds() -> None:
     names = occnets.list_models()
-    assert set(COUNTS) | {"convonet-grid-light"} <= set(names) and len(set(names)) == len(names)
+    assert set(COUNTS) | {"convonet-grid"} <= set(names) and len(set(names)) == len(names)
     assert not [name for name in config_names() if name == "default" or name.endswith("-base")]
     for name in config_names():
         with torch.device("meta"):

@@ -169,8 +169,8 @@ def test_light_unet_refines_the_grid_and_the_decoder_follows() -> None:
 def test_bundled_architecture_is_small_and_cheap() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    assert occnets.model_info("convonet-grid-light").parameters < 2_500_000
-    model = occnets.create_model("convonet-grid-light").eval()
+    assert occnets.model_info("convonet-grid").parameters < 2_500_000
+    model = occnets.create_model("convonet-grid").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         grid = model.encode(cloud(1, 200))["grid"]
     assert grid.shape[2:] == (64, 64, 64)
