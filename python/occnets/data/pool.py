@@ -219,6 +219,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--queries", type=int, default=PoolConfig.queries)
     parser.add_argument("--chunk", type=int, default=PoolConfig.chunk, help="shapes per file")
     options = parser.parse_args(arguments)
+    # Shapes are small: one process a core is faster than threads within a shape.
+    torch.set_num_threads(1)
     sizes = PoolConfig(options.surface, options.queries, options.chunk)
     start, first = time.monotonic(), None
     for done in write_pool(options.folder, options.count, options.seed, workers=options.workers, sizes=sizes):

@@ -150,8 +150,8 @@ def visible(points: Tensor, normals: Tensor, cameras: Tensor) -> Tensor:
     nearest = torch.gather(near.view(batch * number, -1), 1, pixel).view(batch, number, count)
     width = float(2 * half / raster)
     slant = torch.sqrt(1 - facing.clamp(0, 1) ** 2) / facing.clamp_min(0.1)
-    front: Tensor = facing > 0.1
-    return front & (depth <= nearest + width * (0.5 + 2 * slant))
+    seen: Tensor = (facing > 0.1) & (depth <= nearest + width * (0.5 + 2 * slant))
+    return seen
 
 
 def _views(points: Tensor, normals: Tensor, config: ScanConfig, random: _Random) -> tuple[Tensor, Tensor, Tensor]:
