@@ -258,7 +258,7 @@ def test_pool_round_trip_and_resume(tmp_path, capsys):
     before = (tmp_path / "chunk-00000.npz").stat().st_mtime_ns
     (tmp_path / "chunk-00001.npz").unlink()
     sizes = PoolConfig(500, 400, 3)
-    assert list(write_pool(tmp_path, 5, 20, sizes=sizes)) == [3, 5]
+    assert list(write_pool(tmp_path, 5, 20, workers=2, sizes=sizes)) == [3, 5]
     assert (tmp_path / "chunk-00000.npz").stat().st_mtime_ns == before
     pool = ShapePool(tmp_path)
     assert len(pool) == 5 and pool.seed(4) == 24 and pool.family(4) == random_shape(24).family

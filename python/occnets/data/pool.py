@@ -63,9 +63,8 @@ def generate(seed: int, sizes: PoolConfig, config: ShapeConfig | None = None) ->
 
 def write_chunk(path: Path, seeds: range, sizes: PoolConfig) -> int:
     """Generate the shapes of ``seeds`` and write them to ``path`` in one step (temporary name, then rename)."""
-    torch.set_num_threads(1)
     rows = [generate(seed, sizes) for seed in seeds]
-    arrays = {name: np.stack([np.asarray(row[name]) for row in rows]) for name in _ARRAYS}
+    arrays: dict[str, Any] = {name: np.stack([np.asarray(row[name]) for row in rows]) for name in _ARRAYS}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as stream:
@@ -79,12 +78,13 @@ def write_chunk(path: Path, seeds: range, sizes: PoolConfig) -> int:
 def write_pool(
     folder: str | Path, count: int, seed: int = 0, *, workers: int = 1, sizes: PoolConfig | None = None
 ) -> Iterator[int]:
-    """Write the missing chunks of a pool with worker processes; yields the number of finished shapes as it grows.
+    """Write the missing chunks of a pool; yields the number of finished shapes as it grows.
 
     Args:
         folder: created when missing. Existing chunk files are kept and counted.
         count: number of shapes; the last chunk may be shorter.
         seed: seed of the first shape.
+        workers: processes; 1 works in this one.
 
     Raises:
         ValueError: ``count`` or ``workers`` is not positive.
@@ -98,13 +98,16 @@ def write_pool(
     jobs = {folder / f"chunk-{i:05d}.npz": (s, min(s + sizes.chunk, count)) for i, s in enumerate(starts)}
     done = sum(stop - start for path, (start, stop) in jobs.items() if path.exists())
     yield done
+    missing = {path: range(seed + start, seed + stop) for path, (start, stop) in jobs.items() if not path.exists()}
+    if workers == 1:
+        for path, seeds in missing.items():
+            done += write_chunk(path, seeds, sizes)
+            yield done
+        return
     # spawn: a forked child would inherit the parent's thread pools in an undefined state.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
-        waiting = {
-            executor.submit(write_chunk, path, range(seed + start, seed + stop), sizes)
-            for path, (start, stop) in jobs.items()
-            if not path.exists()
-        }
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, initializer=torch.set_num_threads, initargs=(1,)) as executor:
+        waiting = {executor.submit(write_chunk, path, seeds, sizes) for path, seeds in missing.items()}
         try:
             while waiting:
                 finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -216,6 +219,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--queries", type=int, default=PoolConfig.queries)
     parser.add_argument("--chunk", type=int, default=PoolConfig.chunk, help="shapes per file")
     options = parser.parse_args(arguments)
+    # Shapes are small: one process a core is faster than threads within a shape.
+    torch.set_num_threads(1)
     sizes = PoolConfig(options.surface, options.queries, options.chunk)
     start, first = time.monotonic(), None
     for done in write_pool(options.folder, options.count, options.seed, workers=options.workers, sizes=sizes):

@@ -146,11 +146,12 @@ def visible(points: Tensor, normals: Tensor, cameras: Tensor) -> Tensor:
     pixel = (row * raster + column).view(batch * number, count)
     buffer = points.new_full((batch * number, raster * raster), math.inf)
     buffer.scatter_reduce_(1, pixel, depth.reshape(batch * number, count), "amin")
-    near = -torch.nn.functional.max_pool2d(-buffer.view(-1, 1, raster, raster), 3, 1, 1)
+    near: Tensor = -torch.nn.functional.max_pool2d(-buffer.view(-1, 1, raster, raster), 3, 1, 1)
     nearest = torch.gather(near.view(batch * number, -1), 1, pixel).view(batch, number, count)
     width = float(2 * half / raster)
     slant = torch.sqrt(1 - facing.clamp(0, 1) ** 2) / facing.clamp_min(0.1)
-    return (facing > 0.1) & (depth <= nearest + width * (0.5 + 2 * slant))
+    seen: Tensor = (facing > 0.1) & (depth <= nearest + width * (0.5 + 2 * slant))
+    return seen
 
 
 def _views(points: Tensor, normals: Tensor, config: ScanConfig, random: _Random) -> tuple[Tensor, Tensor, Tensor]:
