@@ -15,7 +15,7 @@ _HOST = pytest.StashKey[ModuleType]()
 
 
 def load_cuda_host(path: str | Path) -> ModuleType:
-    """The module built by ``tests/cuda_host/build.py``. Needs the sanitizers' libraries preloaded."""
+    """The module built by ``tests/cuda_host/host_build.py``. Needs the sanitizers' libraries preloaded."""
     loader = importlib.machinery.ExtensionFileLoader("_cuda_host", str(path))
     spec = importlib.util.spec_from_loader("_cuda_host", loader)
     assert spec is not None

@@ -12,10 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import build
+import host_build
 import pytest
 
-ROOT = build.ROOT
+ROOT = host_build.ROOT
 TESTS = ROOT / "tests" / "occkernels"
 # Tracing operators says nothing about kernels and takes long under sanitizers.
 SELECTION = "not compile and not opcheck and not gradgrad"
@@ -32,14 +32,14 @@ module = load_cuda_host({module!r})
 @pytest.fixture(scope="session")
 def host_module() -> Path:
     try:
-        return build.build()
-    except build.Unavailable as error:
+        return host_build.build()
+    except host_build.Unavailable as error:
         pytest.skip(str(error))
 
 
 def run_python(module: Path, code: str) -> subprocess.CompletedProcess[str]:
     text = PRELUDE.format(tests=str(ROOT / "tests"), module=str(module)) + code
-    environment = os.environ | build.environment()
+    environment = os.environ | host_build.environment()
     return subprocess.run([sys.executable, "-c", text], env=environment, capture_output=True, text=True, timeout=300)
 
 
@@ -56,7 +56,7 @@ def operator_tests() -> list[Path]:
 
 def test_operators_agree_and_stay_in_bounds(host_module: Path) -> None:
     command = [sys.executable, "-m", "pytest", *map(str, operator_tests()), "-q", "-x", "-p", "no:cacheprovider"]
-    environment = os.environ | build.environment() | {"OCC_CUDA_HOST": str(host_module)}
+    environment = os.environ | host_build.environment() | {"OCC_CUDA_HOST": str(host_module)}
     done = subprocess.run(
         [*command, "-k", SELECTION], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900
     )

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Compiles csrc/cuda as C++ under the shim, with AddressSanitizer and UndefinedBehaviorSanitizer. Objects are kept by hash.
+"""Compiles csrc/cuda as C++ under the shim, with AddressSanitizer and UndefinedBehaviorSanitizer.
 
-    python tests/cuda_host/build.py     builds and prints the module's path
+Objects are kept in build/cuda_host by the hash of what they are made of.
+
+python tests/cuda_host/host_build.py     builds and prints the module's path
 """
 
 from __future__ import annotations
@@ -71,9 +73,11 @@ def _compile(command: list[str], source: Path, headers: bytes, folder: Path) -> 
     target = folder / f"{source.stem}-{key}.o"
     if not target.exists():
         for stale in folder.glob(f"{source.stem}-*.o"):
-            stale.unlink()
+            stale.unlink(missing_ok=True)
         partial = target.with_suffix(f".{os.getpid()}")
-        done = subprocess.run([*command, "-xc++", "-c", str(source), "-o", str(partial)], capture_output=True, text=True)
+        done = subprocess.run(
+            [*command, "-xc++", "-c", str(source), "-o", str(partial)], capture_output=True, text=True
+        )
         if done.returncode:
             raise RuntimeError(f"{source} does not compile for the host:\n{done.stderr}")
         partial.rename(target)
