@@ -106,7 +106,7 @@ class UNet3DLight(nn.Module):
         return pixel_shuffle_3d(self.final_conv(self.trunk(x)), self.options.upscale)
 
     def trunk(self, x: Tensor) -> Tensor:
-        """Everything but the last convolution and the move into space: (B, in_channels, R, R, R) to (B, width, R, R, R)."""
+        """Everything before the last convolution: (B, in_channels, R, R, R) to (B, width, R, R, R)."""
         divisor = 2 ** len(self.down)
         if any(size % divisor for size in x.shape[2:]):
             raise ValueError(
