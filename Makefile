@@ -15,8 +15,8 @@ SOURCES := $(shell find csrc cmake occkernels python -type f -not -name '*.pyc' 
 
 demo: $(VENV)/.installed
 	@mkdir -p demo_output
-	$(BIN)/occnets reconstruct examples/mug.ply -o demo_output/mug.glb --render demo_output/mug.png --report demo_output/mug.html
-	@echo "Look at demo_output/mug.png; open demo_output/mug.glb in any 3-D viewer."
+	$(BIN)/occnets reconstruct examples/teapot.ply -o demo_output/teapot.glb --render demo_output/teapot.png --report demo_output/teapot.html
+	@echo "Look at demo_output/teapot.png; open demo_output/teapot.glb in any 3-D viewer."
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest tests

@@ -10,6 +10,7 @@
 #include "common/isa.h"
 #include "cpu/bins.h"
 #include "cpu/pool.h"
+#include "cpu/marching_cubes.h"
 #if defined(OCC_WITH_CUDA)
 #include "bind_cuda.h"
 #endif
@@ -54,6 +55,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("gather_cells_cpu", entry(&occ::cpu::gather_cells));
   m.def("pick_points_cpu", entry(&occ::cpu::pick_points));
   m.def("unpick_points_cpu", entry(&occ::cpu::unpick_points));
+  m.def("marching_cubes_count_cpu", entry(&occ::cpu::marching_cubes_count));
+  m.def("marching_cubes_emit_cpu", entry(&occ::cpu::marching_cubes_emit));
 
 #if defined(OCC_WITH_CUDA)
   bind_cuda(m);

@@ -6,6 +6,8 @@ from occkernels.bins import bin_points, bins_from_index
 from occkernels.layout import Bins, FeatureLayout
 from occkernels.pool import local_pool
 from occkernels.pool_scatter import scatter, scatter_grid, scatter_planes
+from occkernels.marching_cubes import marching_cubes
+from occkernels.mesh import Mesh, MeshBatch
 from occkernels.reference import (
     sample_features,
     sample_features_with_gradient,
@@ -18,10 +20,13 @@ __version__ = "0.1.0"
 __all__ = [
     "Bins",
     "FeatureLayout",
+    "Mesh",
+    "MeshBatch",
     "bin_points",
     "bins_from_index",
     "has_cuda",
     "local_pool",
+    "marching_cubes",
     "sample_features",
     "sample_features_with_gradient",
     "sample_grid",

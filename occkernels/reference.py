@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from occkernels.layout import PLANES, Bins, FeatureLayout
+from occkernels.reference_mc import marching_cubes as marching_cubes
 
 _AXES = dict(zip(PLANES, ((0, 2), (0, 1), (1, 2)), strict=True))
 

@@ -28,19 +28,20 @@
 #define OCC_DYNAMIC_SHARED(type, name) type* const name = static_cast<type*>(::cuda_host::dynamic_shared())
 #else
 #define OCC_SHARED(type, name, count) __shared__ __align__(16) type name[count]
-#define OCC_DYNAMIC_SHARED(type, name)                       \
+#define OCC_DYNAMIC_SHARED(type, name)                          \
   extern __shared__ __align__(16) unsigned char occ_dynamic_[]; \
   type* const name = reinterpret_cast<type*>(occ_dynamic_)
 #endif
 
 // Grid-stride loop: `for` header over int64 i in [0, count), one item a thread.
-#define OCC_GRID_STRIDE(i, count)                                                                             \
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, occ_stride_##i =              \
-                   static_cast<int64_t>(gridDim.x) * blockDim.x;                                              \
+#define OCC_GRID_STRIDE(i, count)                                               \
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, \
+               occ_stride_##i = static_cast<int64_t>(gridDim.x) * blockDim.x;   \
        i < (count); i += occ_stride_##i)
 
-// OCC_LAUNCH(kernel, grid, block, shared_bytes, stream, args...). `kernel` with a comma in its template arguments goes in
-// parentheses: OCC_LAUNCH((scan<T, 4>), ...). An empty grid launches nothing. Throws std::runtime_error naming the kernel.
+// OCC_LAUNCH(kernel, grid, block, shared_bytes, stream, args...). `kernel` with a comma in its template arguments goes
+// in parentheses: OCC_LAUNCH((scan<T, 4>), ...). An empty grid launches nothing. Throws std::runtime_error naming the
+// kernel.
 #define OCC_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   ::occ::cuda::launch(#kernel, kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
 
@@ -70,7 +71,8 @@ inline void check(cudaError_t error, const char* what) {
   if (error == cudaErrorInsufficientDriver || error == cudaErrorNoDevice) {
     message += " This machine has no CUDA device or no driver for it; use CPU tensors.";
   } else if (error == cudaErrorNoKernelImageForDevice) {
-    message += " This build has no code for this device; rebuild with CMAKE_CUDA_ARCHITECTURES set to its architecture.";
+    message +=
+        " This build has no code for this device; rebuild with CMAKE_CUDA_ARCHITECTURES set to its architecture.";
   }
   throw std::runtime_error(message);
 }

@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: MIT
-// Cells of points, and the stable sort of points by cell: least-significant-digit radix sort, up to 7 bits a pass. A row is
-// the points of one sample in one map; absent points get the key `cells`, so that they come last.
+// Cells of points, and the stable sort of points by cell: least-significant-digit radix sort, up to 7 bits a pass. A
+// row is the points of one sample in one map; absent points get the key `cells`, so that they come last.
 //   rows of at most kSmall points: one block a row, all passes in shared memory;
 //   longer rows: tiles of kTile points, per pass a count per tile and digit, a scan per row, and a scatter.
 // Ranks within a tile come from per-warp counters and warp matches, so equal keys keep their order; nothing depends on
 // the order in which blocks run.
-#include "cuda/bins.h"
-
 #include <algorithm>
 #include <stdexcept>
 
 #include "common/cuda_launch.h"
 #include "common/types.h"
+#include "cuda/bins.h"
 
 namespace occ::cuda {
 namespace {
@@ -19,20 +18,22 @@ namespace {
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kSmall = 4096;  // keys and two orders fit in 48 KB of shared memory
-constexpr int kTile = 4096;
+constexpr int kTile = 2048;
 constexpr int kMaxDigitBits = 7;
 constexpr int kMaxDigits = 1 << kMaxDigitBits;
 
 template <class T>
-OCC_KERNEL void bin_index_kernel(const T* points, const T* bases, const T* scales, const int64_t* lengths, int32_t* index,
-                                 int64_t batch, int64_t count, Layout layout, Normalizer<acc_t<T>> normalizer) {
+OCC_KERNEL void bin_index_kernel(const T* points, const T* bases, const T* scales, const int64_t* lengths,
+                                 int32_t* index, int64_t batch, int64_t count, Layout layout,
+                                 Normalizer<acc_t<T>> normalizer) {
   using S = acc_t<T>;
   const int maps = layout.maps();
   OCC_GRID_STRIDE(i, batch * count) {
     const int64_t b = i / count;
     const int64_t n = i - b * count;
     const bool exists = lengths == nullptr || n < lengths[b];
-    const S p[3] = {static_cast<S>(points[3 * i]), static_cast<S>(points[3 * i + 1]), static_cast<S>(points[3 * i + 2])};
+    const S p[3] = {static_cast<S>(points[3 * i]), static_cast<S>(points[3 * i + 1]),
+                    static_cast<S>(points[3 * i + 2])};
     for (int map = 0; map < maps; ++map) {
       S basis[9], scale = S(1);
       int kind = map;
@@ -51,9 +52,9 @@ OCC_KERNEL void bin_index_kernel(const T* points, const T* bases, const T* scale
 struct Rows {
   int64_t number, count, tiles;  // rows, points of each, tiles of each
   int maps;
-  int64_t stride;              // int32 values of one sample in offsets
-  int32_t cells[kMaxMaps];     // of every map
-  int64_t base[kMaxMaps];      // where a map's offsets begin within a sample
+  int64_t stride;           // int32 values of one sample in offsets
+  int32_t cells[kMaxMaps];  // of every map
+  int64_t base[kMaxMaps];   // where a map's offsets begin within a sample
   int digit_bits, passes;
 
   OCC_HD int32_t cells_of(int64_t row) const { return cells[row % maps]; }
@@ -130,10 +131,11 @@ OCC_DEVICE void fill_starts(int32_t* starts, int32_t previous, int32_t key, int3
 }
 
 // One block a row.
-OCC_KERNEL void __launch_bounds__(kThreads) sort_small_kernel(const int32_t* index, int32_t* order, int32_t* offsets, Rows rows) {
+OCC_KERNEL void __launch_bounds__(kThreads)
+    sort_small_kernel(const int32_t* index, int32_t* order, int32_t* offsets, Rows rows) {
   OCC_SHARED(int32_t, keys, kSmall);
   OCC_SHARED(uint16_t, places, 2 * kSmall);
-  OCC_SHARED(int32_t, counters, kMaxDigits * kWarps);
+  OCC_SHARED(int32_t, counters, kMaxDigits* kWarps);
   OCC_SHARED(int32_t, totals, kWarps);
   const int64_t row = blockIdx.x;
   const int count = static_cast<int>(rows.count);
@@ -181,8 +183,8 @@ OCC_KERNEL void __launch_bounds__(kThreads) sort_small_kernel(const int32_t* ind
 }
 
 // counts[row, digit, tile]: how many of the tile's points have the digit. `from` is the order so far, null before any.
-OCC_KERNEL void __launch_bounds__(kThreads) count_tiles_kernel(const int32_t* index, const int32_t* from, int32_t* counts,
-                                                               Rows rows, Digit digit) {
+OCC_KERNEL void __launch_bounds__(kThreads)
+    count_tiles_kernel(const int32_t* index, const int32_t* from, int32_t* counts, Rows rows, Digit digit) {
   OCC_SHARED(int32_t, counters, kMaxDigits);
   const int64_t row = blockIdx.x / rows.tiles, tile = blockIdx.x % rows.tiles;
   const int32_t cells = rows.cells_of(row);
@@ -209,7 +211,8 @@ OCC_KERNEL void __launch_bounds__(kThreads) scan_tiles_kernel(int32_t* counts, i
   int32_t* own = counts + static_cast<int64_t>(blockIdx.x) * length;
   int32_t before = 0;
   for (int64_t begin = 0; begin < length; begin += kChunk) {
-    for (int i = static_cast<int>(threadIdx.x); i < kChunk; i += kThreads) values[i] = begin + i < length ? own[begin + i] : 0;
+    for (int i = static_cast<int>(threadIdx.x); i < kChunk; i += kThreads)
+      values[i] = begin + i < length ? own[begin + i] : 0;
     __syncthreads();
     const int32_t total = block_exclusive_scan(values, kChunk, totals);
     for (int i = static_cast<int>(threadIdx.x); i < kChunk; i += kThreads) {
@@ -223,7 +226,7 @@ OCC_KERNEL void __launch_bounds__(kThreads) scan_tiles_kernel(int32_t* counts, i
 // Moves a tile's points to their places by one digit.
 OCC_KERNEL void __launch_bounds__(kThreads) scatter_tiles_kernel(const int32_t* index, const int32_t* from, int32_t* to,
                                                                  const int32_t* starts, Rows rows, Digit digit) {
-  OCC_SHARED(int32_t, counters, kMaxDigits * kWarps);
+  OCC_SHARED(int32_t, counters, kMaxDigits* kWarps);
   const int64_t row = blockIdx.x / rows.tiles, tile = blockIdx.x % rows.tiles;
   const int32_t cells = rows.cells_of(row);
   const int digits = 1 << digit.bits;
@@ -304,8 +307,8 @@ Rows make_rows(const int64_t* cells, int64_t batch, int64_t maps, int64_t count)
 
 }  // namespace
 
-void bin_index(const void* points, int dtype, const void* bases, const void* scales, const int64_t* lengths, int32_t* index,
-               int64_t batch, int64_t count, const Layout& layout, uintptr_t stream) {
+void bin_index(const void* points, int dtype, const void* bases, const void* scales, const int64_t* lengths,
+               int32_t* index, int64_t batch, int64_t count, const Layout& layout, uintptr_t stream) {
   dispatch(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     constexpr int kBlock = 256;
@@ -336,7 +339,8 @@ void sort_bins(const int32_t* index, const int64_t* cells, int32_t* order, int32
     const Digit digit{pass * rows.digit_bits, rows.digit_bits};
     int32_t* to = (rows.passes - 1 - pass) % 2 == 0 ? order : other;  // the last pass ends in `order`
     OCC_LAUNCH(count_tiles_kernel, blocks, kThreads, 0, stream, index, from, counts, rows, digit);
-    OCC_LAUNCH(scan_tiles_kernel, static_cast<unsigned>(rows.number), kThreads, 0, stream, counts, rows.tiles << digit.bits);
+    OCC_LAUNCH(scan_tiles_kernel, static_cast<unsigned>(rows.number), kThreads, 0, stream, counts,
+               rows.tiles << digit.bits);
     OCC_LAUNCH(scatter_tiles_kernel, blocks, kThreads, 0, stream, index, from, to, counts, rows, digit);
     from = to;
   }

@@ -8,8 +8,8 @@
 
 namespace occ::cuda {
 
-void bin_index(const void* points, int dtype, const void* bases, const void* scales, const int64_t* lengths, int32_t* index,
-               int64_t batch, int64_t count, const Layout& layout, uintptr_t stream);
+void bin_index(const void* points, int dtype, const void* bases, const void* scales, const int64_t* lengths,
+               int32_t* index, int64_t batch, int64_t count, const Layout& layout, uintptr_t stream);
 
 // int32 values that sort_bins needs as workspace. `cells` is a host address.
 int64_t sort_bins_workspace(const int64_t* cells, int64_t batch, int64_t maps, int64_t count, uintptr_t stream);

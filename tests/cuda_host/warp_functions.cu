@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What the shim must get right for the kernels' sake: warp functions, partly exited warps, barriers after an early exit.
+// What the shim must get right for the kernels' sake: warp functions, partly exited warps, barriers after an early
+// exit.
 #include "common/cuda_launch.h"
 #include "faulty.h"
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The part of CUDA's runtime and device library that csrc/cuda uses, for the host: the .cu sources compile against it as
-// plain C++. Threads of a block run as fibers (scheduler.h); everything below that waits for other threads goes there.
+// The part of CUDA's runtime and device library that csrc/cuda uses, for the host: the .cu sources compile against it
+// as plain C++. Threads of a block run as fibers (scheduler.h); everything below that waits for other threads goes
+// there.
 #pragma once
 
 #include <cmath>
@@ -104,7 +105,8 @@ inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask,
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
 template <class T>
 unsigned __match_any_sync(unsigned mask, T value) {
-  return static_cast<unsigned>(cuda_host::warp(cuda_host::WarpOp::kMatchAny, mask, static_cast<uint64_t>(value), 0, 32));
+  return static_cast<unsigned>(
+      cuda_host::warp(cuda_host::WarpOp::kMatchAny, mask, static_cast<uint64_t>(value), 0, 32));
 }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { cuda_host::warp(cuda_host::WarpOp::kSync, mask, 0, 0, 32); }
 inline unsigned __activemask() { return cuda_host::active_mask(); }

@@ -17,8 +17,8 @@ namespace cuda_host {
 constexpr size_t kStackBytes = 256 * 1024;  // reserved, committed by use
 
 #if defined(__x86_64__)
-// Saves the callee-saved registers on the current stack and its pointer in *from, and goes on at `to`. Unlike swapcontext
-// it makes no system call, which is what makes shuffles affordable.
+// Saves the callee-saved registers on the current stack and its pointer in *from, and goes on at `to`. Unlike
+// swapcontext it makes no system call, which is what makes shuffles affordable.
 extern "C" void cuda_host_switch(void** from, void* to);
 #endif
 

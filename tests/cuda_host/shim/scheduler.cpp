@@ -107,10 +107,17 @@ int source_lane(const Thread& thread, int lane) {
   const int last = first + thread.width - 1;
   int source = lane;
   switch (thread.op) {
-    case WarpOp::kShuffle: return first + (thread.parameter & (thread.width - 1));
-    case WarpOp::kShuffleUp: source = lane - thread.parameter; break;
-    case WarpOp::kShuffleDown: source = lane + thread.parameter; break;
-    default: source = lane ^ thread.parameter; break;
+    case WarpOp::kShuffle:
+      return first + (thread.parameter & (thread.width - 1));
+    case WarpOp::kShuffleUp:
+      source = lane - thread.parameter;
+      break;
+    case WarpOp::kShuffleDown:
+      source = lane + thread.parameter;
+      break;
+    default:
+      source = lane ^ thread.parameter;
+      break;
   }
   return source >= first && source <= last ? source : lane;
 }
@@ -119,7 +126,8 @@ uint64_t warp_result(const Thread* lanes, int lane, unsigned present) {
   const Thread& own = lanes[lane];
   uint64_t result = 0;
   switch (own.op) {
-    case WarpOp::kSync: return 0;
+    case WarpOp::kSync:
+      return 0;
     case WarpOp::kBallot:
     case WarpOp::kMatchAny:
       for (int other = 0; other < kLanes; ++other) {
@@ -250,7 +258,8 @@ void run_block(int count) {
 
 void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread) {
   const int64_t threads = static_cast<int64_t>(block.x) * block.y * block.z;
-  if (threads < 1 || threads > 1024 || grid.y > 65535 || grid.z > 65535 || grid.x > 0x7fffffffu || shared_bytes > 227 * 1024) {
+  if (threads < 1 || threads > 1024 || grid.y > 65535 || grid.z > 65535 || grid.x > 0x7fffffffu ||
+      shared_bytes > 227 * 1024) {
     throw std::runtime_error(std::string("kernel ") + name + ": invalid launch configuration");
   }
   const std::lock_guard<std::mutex> guard(machine.mutex);

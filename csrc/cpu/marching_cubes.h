@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+
+namespace occ::cpu {
+
+// Marching cubes in two calls: count, allocate, emit. `shape` is {batch, x, y, z, stride_batch, stride_x, stride_y}
+// (elements; z is contiguous). With `pad` a layer of nodes of value `pad_value` is imagined around every volume. Node
+// grids then have n = size + 2 * pad nodes a side, R = batch * nx * ny rows and ceil(nz / 64) words a row.
+// The method is told in math/marching_cubes.h.
+
+// Fills signs (R * words), vertex_rows and face_rows (R + 1: first vertex and face of each row) and the batch's
+// offsets (batch + 1). Returns whether the volume holds a NaN; then nothing else is defined.
+bool marching_cubes_count(const void* volume, int dtype, const int64_t* shape, double level, bool pad, double pad_value,
+                          uint64_t* signs, int64_t* vertex_rows, int64_t* face_rows, int64_t* vertex_offsets,
+                          int64_t* face_offsets, int threads);
+
+// Fills vertices (V, 3) and, unless null, normals (V, 3), both double for double volumes and float for all others, and
+// faces (F, 3), local to each volume. The workspace is the count's.
+void marching_cubes_emit(const void* volume, int dtype, const int64_t* shape, double level, bool pad, double pad_value,
+                         uint64_t* signs, const int64_t* vertex_rows, const int64_t* face_rows, double edge_margin,
+                         void* vertices, int64_t* faces, void* normals, int threads);
+
+}  // namespace occ::cpu

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: MIT
+# The native module (csrc/module.cpp). Entry points are called by name through occkernels._native.call, with addresses.
+from typing import Any
+
+def build_info() -> dict[str, Any]: ...
+def __getattr__(name: str) -> Any: ...

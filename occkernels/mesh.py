@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: MIT
+"""What surface extraction takes and returns: the checks of a volume, and batches of meshes."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+VOLUME_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+class Mesh(NamedTuple):
+    """One triangle mesh.
+
+    Attributes:
+        vertices: (V, 3) float32 or float64 positions.
+        faces: (F, 3) int64 rows of ``vertices``, counter-clockwise seen from outside.
+        normals: (V, 3) unit normals pointing outside, or None.
+    """
+
+    vertices: Tensor
+    faces: Tensor
+    normals: Tensor | None
+
+
+class MeshBatch(NamedTuple):
+    """Meshes stored one after the other; mesh ``i`` owns rows ``offsets[i]`` to ``offsets[i + 1]``.
+
+    Attributes:
+        vertices: (V, 3) float32 or float64 positions of all meshes.
+        faces: (F, 3) int64. Indices are local: 0 is the first vertex of the face's own mesh.
+        vertex_offsets: (B + 1,) int64.
+        face_offsets: (B + 1,) int64.
+        normals: (V, 3) unit normals pointing outside, or None.
+    """
+
+    vertices: Tensor
+    faces: Tensor
+    vertex_offsets: Tensor
+    face_offsets: Tensor
+    normals: Tensor | None
+
+    def mesh(self, index: int) -> Mesh:
+        """Mesh ``index`` of the batch, as views of the stored tensors.
+
+        Raises:
+            IndexError: there is no such mesh.
+        """
+        count = self.vertex_offsets.numel() - 1
+        if not 0 <= index < count:
+            raise IndexError(f"MeshBatch.mesh: `index` must be in 0..{count - 1} (batch of {count}), got {index}.")
+        rows = slice(int(self.vertex_offsets[index]), int(self.vertex_offsets[index + 1]))
+        faces = slice(int(self.face_offsets[index]), int(self.face_offsets[index + 1]))
+        normals = None if self.normals is None else self.normals[rows]
+        return Mesh(self.vertices[rows], self.faces[faces], normals)
+
+
+def check_extraction(volume: Tensor, level: float, edge_margin: float, pad_value: float | None) -> None:
+    """Raise ``TypeError`` or ``ValueError`` if ``marching_cubes`` cannot take these arguments."""
+    name = "occkernels.marching_cubes"
+    if not isinstance(volume, Tensor):
+        raise TypeError(f"{name}: `volume` must be a torch.Tensor, got {type(volume).__name__}.")
+    if volume.dtype not in VOLUME_DTYPES:
+        expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in VOLUME_DTYPES)
+        raise TypeError(f"{name}: `volume` must be one of {expected}, got {volume.dtype}. Convert it with .float().")
+    if volume.dim() not in (3, 4):
+        raise ValueError(f"{name}: `volume` must be (X, Y, Z) or (B, X, Y, Z), got {tuple(volume.shape)}.")
+    if not math.isfinite(level):
+        raise ValueError(f"{name}: `level` must be finite, got {level}.")
+    if not 0.0 <= edge_margin <= 0.5:
+        raise ValueError(f"{name}: `edge_margin` must be in [0, 0.5], got {edge_margin}.")
+    if pad_value is not None and math.isnan(pad_value):
+        raise ValueError(f"{name}: `pad_value` must be a number (infinite is allowed) or None, got NaN.")
+
+
+def refuse_nan(volume: Tensor) -> None:
+    """Raise ``ValueError`` saying how many NaN ``volume`` holds and where the first is, if it holds any."""
+    where = volume.isnan().nonzero()
+    if where.shape[0]:
+        raise ValueError(
+            f"occkernels.marching_cubes: `volume` must hold no NaN, got {where.shape[0]}, the first at index "
+            f"{tuple(where[0].tolist())}. Replace them with torch.nan_to_num."
+        )

@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: MIT
+"""The command ``occnets``: results go to files and stdout, talk to stderr; torch waits until there is work to do."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from occnets.io import Geometry, PointCloud
+    from occnets.reconstruct import Reconstruction, Reconstructor
+    from occnets.render import View
+
+DEFAULT_MODEL = "convonet-grid"
+
+# Scanners and surveyors count height along z, the shape collections and glTF along y.
+_Z_UP = {".las", ".laz", ".pcd", ".xyz", ".asc", ".txt", ".csv", ".pts", ".pwn"}
+
+_EXAMPLES = """examples:
+  occnets reconstruct scan.ply -o mesh.glb
+  occnets reconstruct scan.las -o mesh.ply --resolution 256 --render picture.png
+  occnets reconstruct scan.xyz -o mesh.obj --json --quiet > numbers.json
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands."""
+    parser = argparse.ArgumentParser(
+        prog="occnets",
+        description="Surfaces from point clouds with occupancy networks.",
+        epilog="'occnets COMMAND --help' says more. OCCNETS_TRACEBACK=1 shows where an error comes from.",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    _add_reconstruct(commands)
+    _add_render(commands)
+    models = commands.add_parser("models", help="list the models that can be used by name")
+    models.add_argument("--json", action="store_true", help="print a JSON list")
+    models.set_defaults(run=_about("models"))
+    info = commands.add_parser("info", help="versions, devices and native code of this installation")
+    info.add_argument("--json", action="store_true", help="print a JSON object")
+    info.set_defaults(run=_about("info"))
+    commands.add_parser("train", help="train a model ('occnets train CONFIG.yaml')", add_help=False)
+    return parser
+
+
+def _about(name: str) -> Callable[[argparse.Namespace], int]:
+    def run(args: argparse.Namespace) -> int:
+        from occnets import about
+
+        return int(getattr(about, f"print_{name}")(as_json=args.json))
+
+    return run
+
+
+def _add_reconstruct(commands: Any) -> None:
+    parser = commands.add_parser(
+        "reconstruct",
+        help="point cloud in, closed mesh out",
+        description="Reconstruct a closed mesh from a point cloud, in the cloud's own units and frame.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "input",
+        type=Path,
+        help="PLY OBJ OFF STL GLB XYZ TXT CSV PTS PWN PCD NPY NPZ LAS or LAZ; of meshes, the vertices",
+    )
+    add("-o", "--output", type=Path, required=True, help="mesh to write: .ply .obj .off .stl or .glb")
+    group = parser.add_argument_group("model and surface")
+    add = group.add_argument
+    add("--model", default=DEFAULT_MODEL, help="name (see 'occnets models'), folder or weights file [%(default)s]")
+    add("--config", help="configuration of a weights file: a YAML file or a packaged name")
+    add("--resolution", type=int, default=128, metavar="R", help="lattice cells along a side [%(default)s]")
+    add("--threshold", type=float, metavar="P", help="occupancy probability of the surface [the model's]")
+    add("--ensemble", type=int, default=1, metavar="K", help="average over K orientations of the input, 1 to 48 [1]")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N [%(default)s]")
+    keep = group.add_mutually_exclusive_group()
+    keep.add_argument("--largest", action="store_true", help="keep only the largest body and the cavities in it")
+    keep.add_argument("--keep-all", action="store_true", help="keep crumbs too (below 1/10000 of the volume)")
+    add("--normals", action="store_true", help="write vertex normals, from the gradient of the field")
+    group = parser.add_argument_group("input")
+    add = group.add_argument
+    add("--points", type=int, metavar="N", help="give the network at most N points [as many as it was trained with]")
+    add("--sample", type=int, metavar="N", help="the input is a mesh: draw N points from its surface")
+    add("--outliers", choices=("auto", "strong", "off"), default="auto", help="removal of stray points [%(default)s]")
+    add("--seed", type=int, default=0, help="of every random choice [%(default)s]")
+    group = parser.add_argument_group("reports")
+    add = group.add_argument
+    add("--render", type=Path, metavar="PNG", help="picture of the cloud and the mesh side by side")
+    add("--report", type=Path, metavar="FILE", help="all numbers as .json, or as .html with the picture")
+    add("--json", action="store_true", help="print all numbers as one JSON object on stdout")
+    add("--up", choices=("x", "y", "z"), help="axis that points up in the picture [by the input's format]")
+    add("--quiet", action="store_true", help="print nothing but errors")
+    parser.set_defaults(run=run_reconstruct)
+
+
+def _add_render(commands: Any) -> None:
+    parser = commands.add_parser(
+        "render",
+        help="picture of meshes and clouds, side by side",
+        description="Draw meshes and point clouds side by side with one camera, without a display.",
+    )
+    add = parser.add_argument
+    add("inputs", type=Path, nargs="+", metavar="FILE", help="meshes or clouds, in one frame")
+    add("-o", "--output", type=Path, required=True, help="picture to write (.png)")
+    add("--size", type=int, default=640, help="side of a panel in pixels [%(default)s]")
+    add("--azimuth", type=float, default=35.0, help="degrees to the right of the front [%(default)s]")
+    add("--elevation", type=float, default=22.0, help="degrees above the horizon [%(default)s]")
+    add("--up", choices=("x", "y", "z"), help="axis that points up [by the first input's format]")
+    parser.set_defaults(run=run_render)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: arguments without the program's name; None takes the process's.
+
+    Returns:
+        0 on success, 1 when the work failed, 130 when interrupted; wrong usage exits with 2.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except KeyboardInterrupt:
+        print("occnets: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
+        if os.environ.get("OCCNETS_TRACEBACK"):
+            raise
+        message = _explain(error)
+        if message is None:
+            raise
+        print(f"occnets: {message}", file=sys.stderr)
+        return 1
+
+
+def _explain(error: BaseException) -> str | None:
+    """One line for what a user can act on; None for a defect of ours, which deserves its traceback."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        return "out of memory; try a smaller --resolution, or --device cpu"
+    return None if isinstance(error, RuntimeError) else text
+
+
+def _dispatch(words: list[str]) -> int:
+    if words[:1] == ["train"]:
+        from occnets.training import cli_main
+
+        return cli_main(words[1:])
+    parser = build_parser()
+    args = parser.parse_args(words)
+    if args.version:
+        import occnets
+
+        print(f"occnets {occnets.__version__}")
+        return 0
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    return args.run(args)
+
+
+class _Talk:
+    """Everything said on stderr."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.bar: Any = None
+
+    def say(self, line: str) -> None:
+        if not self.quiet:
+            print(line, file=sys.stderr)
+
+    def progress(self) -> Callable[[str, int, int], None] | None:
+        """A progress callback, on a terminal only."""
+        if self.quiet or not sys.stderr.isatty():
+            return None
+        from tqdm import tqdm
+
+        def update(stage: str, done: int, total: int) -> None:
+            if self.bar is None:
+                self.bar = tqdm(desc=stage, unit=" points", unit_scale=True, file=sys.stderr, leave=False)
+            self.bar.total = total
+            self.bar.update(done - self.bar.n)
+
+        return update
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def run_reconstruct(args: argparse.Namespace) -> int:
+    """``occnets reconstruct``."""
+    _check_paths(args)
+    talk, timings, start = _Talk(args.quiet), {}, time.perf_counter()
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        began = time.perf_counter()
+        result = work()
+        timings[name] = timings.get(name, 0.0) + time.perf_counter() - began
+        return result
+
+    from occnets.io import read_points
+
+    cloud = timed("read", lambda: read_points(args.input, sample=args.sample, seed=args.seed))
+    options = timed("import", lambda: _options(args))  # a wrong option is reported before weights are loaded
+    reconstructor = timed("load", lambda: _load(args))
+    try:
+        result = reconstructor.reconstruct(cloud, options, progress=talk.progress())
+    finally:
+        talk.close()
+    timings |= {name: seconds for name, seconds in result.timings.items() if name != "total"}
+    picture = timed("render", lambda: _picture(args, result)) if args.render or _wants_page(args.report) else b""
+    timed("write", lambda: _write_results(args, result, picture))
+    timings["total"] = time.perf_counter() - start
+    record = _record(args, reconstructor, result, timings)
+    if args.report:
+        from occnets.report import write_report
+
+        write_report(args.report, record, picture)
+    _tell(args, talk, record)
+    return 0
+
+
+def _check_paths(args: argparse.Namespace) -> None:
+    """Everything that can be known to fail before the work begins."""
+    from occnets.io import check_writable
+    from occnets.report import REPORT_ENDINGS
+
+    outputs = [args.output, args.render, args.report]
+    for path, endings in zip(outputs, (None, (".png",), REPORT_ENDINGS), strict=True):
+        if path is not None:
+            check_writable(path, endings)
+    given = [path.resolve() for path in [args.input, *outputs] if path is not None]
+    if len(set(given)) < len(given):
+        raise ValueError("two of the input, output, picture and report are the same file; give each its own name")
+
+
+def _load(args: argparse.Namespace) -> Reconstructor:
+    from occnets.reconstruct import Reconstructor
+
+    return Reconstructor.from_pretrained(args.model, args.config, args.device)
+
+
+def _options(args: argparse.Namespace) -> Any:
+    from occnets.reconstruct import ReconstructionConfig
+
+    return ReconstructionConfig(
+        resolution=args.resolution,
+        threshold=args.threshold,
+        max_points=args.points,
+        seed=args.seed,
+        ensemble=args.ensemble,
+        outliers=args.outliers,
+        components="largest" if args.largest else "all" if args.keep_all else "clean",
+        normals=args.normals,
+    )
+
+
+def _wants_page(report: Path | None) -> bool:
+    return report is not None and report.suffix.lower() != ".json"
+
+
+def _view(up: str | None, path: Path, **angles: float) -> View:
+    from occnets.render import View
+
+    return View(up=up or ("z" if path.suffix.lower() in _Z_UP else "y"), **angles)
+
+
+def _picture(args: argparse.Namespace, result: Reconstruction) -> bytes:
+    import numpy as np
+
+    from occnets.io import Geometry
+    from occnets.render import render_png
+
+    mesh = Geometry(np.asarray(result.mesh.vertices), faces=np.asarray(result.mesh.faces))
+    return render_png([Geometry(result.cloud), mesh], view=_view(args.up, args.input))
+
+
+def _write_results(args: argparse.Namespace, result: Reconstruction, picture: bytes) -> None:
+    import warnings
+
+    from occnets.io import atomic_write, write_mesh
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the precision warning is part of the record
+        write_mesh(args.output, result.mesh, normals=args.normals)
+    if args.render:
+        with atomic_write(args.render) as stream:
+            stream.write(picture)
+
+
+def _record(
+    args: argparse.Namespace, reconstructor: Reconstructor, result: Reconstruction, timings: dict[str, float]
+) -> dict[str, Any]:
+    import numpy as np
+
+    from occnets.io import precision_warning
+    from occnets.report import versions
+
+    statistics = dict(result.stats)
+    settings = statistics.pop("settings")
+    precision = precision_warning(args.output, np.asarray(result.mesh.vertices))
+    return {
+        "input": str(args.input),
+        "output": str(args.output),
+        "model": {
+            "name": reconstructor.name,
+            "parameters": reconstructor.parameter_count(),
+            "device": str(reconstructor.device),
+        },
+        "settings": settings,
+        "statistics": statistics,
+        "timings": timings,
+        "warnings": [*result.warnings, *([precision] if precision else [])],
+        "versions": versions(),
+    }
+
+
+def _tell(args: argparse.Namespace, talk: _Talk, record: dict[str, Any]) -> None:
+    from occnets.report import summary, to_json
+
+    for note in record["warnings"]:
+        talk.say(f"warning: {note}")
+    for line in summary(record):
+        talk.say(line)
+    written = [str(path) for path in (args.output, args.render, args.report) if path is not None]
+    talk.say(f"written {', '.join(written)}")
+    if args.json:
+        print(to_json(record))
+
+
+def run_render(args: argparse.Namespace) -> int:
+    """``occnets render``."""
+    from occnets.io import atomic_write, check_writable, read_geometry
+    from occnets.render import render_png
+
+    check_writable(args.output, (".png",))
+    shapes: list[Geometry | PointCloud] = [read_geometry(path) for path in args.inputs]
+    view = _view(args.up, args.inputs[0], azimuth=args.azimuth, elevation=args.elevation)
+    picture = render_png(shapes, size=args.size, view=view)  # type: ignore[arg-type]
+    with atomic_write(args.output) as stream:
+        stream.write(picture)
+    return 0

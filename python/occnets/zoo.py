@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: MIT
+"""Networks by name: the packaged configurations and the bundled pre-trained models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from occnets.checkpoints import CONFIG_NAME, WEIGHTS_FOLDER, load_pretrained, pretrained_names
+from occnets.config import config_names, load_config
+from occnets.models import build_model
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of a named model without loading it.
+
+    Attributes:
+        name: as given to :func:`create_model`.
+        pretrained: comes with weights.
+        parameters: number of parameters.
+        input_type: what it reads: ``pointcloud``, ``voxels``, ``img``, ...
+        config: its full configuration.
+    """
+
+    name: str
+    pretrained: bool
+    parameters: int
+    input_type: str
+    config: dict[str, Any]
+
+
+def create_model(source: str | Path | Mapping[str, Any], **options: Any) -> nn.Module:
+    """Make a network.
+
+    Args:
+        source: name of a bundled pre-trained model (loaded with its weights, in evaluation mode), name of a packaged
+            configuration, a YAML file of the family, or a mapping (all freshly initialised).
+        options: passed to the method's ``build``, e.g. ``whole_scene=True`` for crop models.
+
+    Returns:
+        A network with ``encode(inputs)``, ``decode(query, features)`` and ``forward(query, inputs)``.
+
+    Raises:
+        FileNotFoundError: unknown name; the message lists the known ones.
+        ValueError: a key or option that does not exist, with the nearest known name.
+
+    Example:
+        >>> model = create_model("convonet-shapenet-3plane")
+        >>> sum(p.numel() for p in model.parameters())
+        1978209
+    """
+    if isinstance(source, str) and source in pretrained_names():
+        return load_pretrained(source)[0]
+    return build_model(load_config(source), **options)
+
+
+def list_models() -> list[str]:
+    """Names that :func:`create_model` takes: bundled pre-trained models first, then packaged configurations."""
+    bundled = pretrained_names()
+    return [*bundled, *(name for name in config_names() if name not in bundled)]
+
+
+def model_info(name: str) -> ModelInfo:
+    """Describe a named model; its parameters are counted without allocating them."""
+    pretrained = name in pretrained_names()
+    config = load_config(WEIGHTS_FOLDER / name / CONFIG_NAME if pretrained else name)
+    with torch.device("meta"):
+        model = build_model(config)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return ModelInfo(name, pretrained, count, str(config["data"]["input_type"]), config)
