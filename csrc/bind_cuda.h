@@ -4,10 +4,15 @@
 
 #include "bind.h"
 #include "cuda/bins.h"
+#include "cuda/sample.h"
 
 inline void bind_cuda(pybind11::module_& m) {
   using occ::entry;
   m.def("bin_index_cuda", entry(&occ::cuda::bin_index));
   m.def("sort_bins_workspace_cuda", entry(&occ::cuda::sort_bins_workspace));
   m.def("sort_bins_cuda", entry(&occ::cuda::sort_bins));
+  m.def("sample_gather_cuda", entry(&occ::cuda::sample_gather));
+  m.def("sample_contract_cuda", entry(&occ::cuda::sample_contract));
+  m.def("sample_index_cuda", entry(&occ::cuda::sample_index));
+  m.def("sample_scatter_cuda", entry(&occ::cuda::sample_scatter));
 }

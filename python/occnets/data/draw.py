@@ -10,9 +10,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
-
 from occnets.data.trees import Combine, Displace, Node, Place, Primitives
+from torch import Tensor
 
 T = TypeVar("T")
 Array = NDArray[np.float64]
