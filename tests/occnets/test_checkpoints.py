@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 
 import numpy as np
-import occnets
 import pytest
 import torch
+
+import occnets
 from convonet_cases import small_config
 from occnets import checkpoints
 from occnets.checkpoints import (
