@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Sampling against the pure-PyTorch path, on the same inputs, outputs compared first.
 
-    python -m pytest benchmarks/bench_sample.py                     tables of pytest-benchmark
-    python benchmarks/bench_sample.py [--repeats 30] [--threads 2]  ratios, both sides taking turns in one run
+python -m pytest benchmarks/bench_sample.py                     tables of pytest-benchmark
+python benchmarks/bench_sample.py [--repeats 30] [--threads 2]  ratios, both sides taking turns in one run
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def make_inputs(layout: FeatureLayout, queries: int = QUERIES, channels: int = C
         planes = torch.randn(1, layout.num_planes, side, side, channels, generator=random)
         features["planes"] = planes.permute(0, 1, 4, 2, 3)  # channels-last, as scatter_planes and a U-Net leave it
     if layout.grid_resolution:
-        features["grid"] = torch.randn(1, *(layout.grid_resolution,) * 3, channels, generator=random).permute(0, 4, 1, 2, 3)
+        features["grid"] = torch.randn(1, *(layout.grid_resolution,) * 3, channels, generator=random).permute(
+            0, 4, 1, 2, 3
+        )
     return Inputs(layout, torch.rand(1, queries, 3, generator=random) - 0.5, features)
 
 
@@ -107,9 +109,7 @@ def backward_pair(layout: FeatureLayout) -> tuple[Run, Run]:
         return torch.autograd.grad(torch_path(inputs, sides), list(sides.values()), weights)
 
     def ours() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(
-            occ.sample_features(inputs.query, layout, **own), list(own.values()), weights
-        )
+        return torch.autograd.grad(occ.sample_features(inputs.query, layout, **own), list(own.values()), weights)
 
     for one, other in zip(ours(), theirs(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-2)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from occkernels._checks import check_tensor
 from occkernels._native import call, dtype_code, stores_half
-from occkernels._registry import define, fold_batch, fold_channels
+from occkernels._registry import define, fold_channels
 from occkernels.layout import Bins
 
 

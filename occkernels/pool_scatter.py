@@ -123,9 +123,13 @@ def scatter_rows(
     with_argmax: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """A batch of ``scatter``: (B, dim_size, C), and for a maximum on request its (B, dim_size, C) int32 row, N if none."""
+    if max(dim_size, src.shape[1]) >= 2**31 - 1:
+        raise ValueError(
+            f"occkernels.scatter: expected fewer than 2**31 - 1 rows, got {src.shape[1]} in `src` and {dim_size} as "
+            "`dim_size`. Scatter in parts."
+        )
     rows = _scatter_index(index, dim_size)[:, None]
-    order = offsets = None
-    out, argmax = _scatter_maps(src, rows, order, offsets, [dim_size], [0, 1, dim_size], reduce, with_argmax)
+    out, argmax = _scatter_maps(src, rows, None, None, [dim_size], [0, 1, dim_size], reduce, with_argmax)
     return out[:, 0], argmax[:, 0] if with_argmax else argmax
 
 

@@ -80,9 +80,9 @@ def sample_features(
     """Multilinear samples of all maps of a layout at the queries.
 
     Queries outside the padded cube take the border's value and get no gradient; NaN counts as the lower border.
-    Differentiable in features, queries, bases and scales, to any order; the gradient to the features adds in a fixed order
-    and so is the same for any number of threads and from run to run. Under autocast nothing is cast: half-precision
-    features are read as they are and interpolated in float32.
+    Differentiable in features, queries, bases and scales, to any order; the gradient to the features adds in a fixed
+    order and so is the same for any number of threads and from run to run. Under autocast nothing is cast:
+    half-precision features are read as they are and interpolated in float32.
 
     Args:
         query: (B, M, 3) coordinates in the unit cube, any floating dtype. Positions are computed in float32, or float64
@@ -98,7 +98,8 @@ def sample_features(
         (B, M, C), or (B, M, K * C) with "concat" of K maps, in the features' dtype.
 
     Raises:
-        ValueError: a shape or device is wrong, features or bases are missing or not in the layout, or ``reduce`` is unknown.
+        ValueError: a shape or device is wrong, features or bases are missing or not in the layout, or ``reduce`` is
+            unknown.
         TypeError: a dtype is not floating, or planes and grid differ in dtype.
 
     Source: Peng et al., Convolutional Occupancy Networks, ECCV 2020, §3.2; Lionar et al., WACV 2021, §3.2.
@@ -163,8 +164,9 @@ def _sample(
         frame = _projected_axes(frames, scale, padding) if tangents else None
     elif tangents:
         frame = torch.eye(3, dtype=wide, device=query.device).expand(query.shape[0], 3, 3)
-    spec = [mask, dynamic, side, deep, int(cells)]
-    return gather(planes, grid, coords, None, frame, spec, padding, reduce == "concat").to(dtype)
+    spec = [mask, dynamic, side, deep, int(cells), int(reduce == "concat")]
+    result: Tensor = gather(planes, grid, coords, None, frame, spec, padding)
+    return result.to(dtype)
 
 
 def _check(
@@ -209,7 +211,7 @@ def _storage(features: Tensor, wide: torch.dtype) -> Tensor:
 
 
 def _project(query: Tensor, bases: Tensor, scale: Tensor, padding: float) -> Tensor:
-    """(B, M, 2 L) coordinates in the dynamic planes, [0, 1) inside; written out because autocast would round a matmul."""
+    """(B, M, 2 L) coordinates in the dynamic planes, [0, 1) inside. Written out: autocast would round a matmul."""
     x, y, z = ((query / ((1 + padding) / 2))[:, :, None, None, axis] for axis in range(3))
     rows = bases[:, None, :, :2]  # (B, 1, L, 2, 3)
     projected = rows[..., 0] * x + rows[..., 1] * y + rows[..., 2] * z

@@ -8,15 +8,15 @@ coordinates. With a list of directions v1..vn (n may be 0) the three operators a
     scatter(g, c; v1..vn)      gradient of <g, gather> to F         its transpose
     contract(F, c, g; v1..vn)  gradient of <g, gather> to c         per query
 
-Differentiating any of them gives these three with at most one direction more, so that every order of derivative exists and
-no further native code is needed. With a ``frame`` of three directions shared by all queries of a sample, gather returns
-the value and the three derivatives at once and the other two take gradients of that shape.
+Differentiating any of them gives these three with at most one direction more, so that every order of derivative exists
+and no further native code is needed. With a ``frame`` of three directions shared by all queries of a sample, gather
+returns the value and the three derivatives at once, and the other two take gradients of that shape.
 
-Letters: B batch, M queries, K maps, C channels, D = 3 + 2 L coordinates (x, y, z, then two for every dynamic plane, projected
-but not clamped), T terms (1, or 4 with a frame), W = C, or K * C with ``concat``.
+Letters: B batch, M queries, K maps, C channels, D = 3 + 2 L coordinates (x, y, z, then two for every dynamic plane,
+projected but not clamped), T terms (1, or 4 with a frame), W = C, or K * C when maps are concatenated.
 Tensors: planes (B, P, R, R, C), grid (B, R, R, R, C), coords (B, M, D), directions (B, n, M, D), frame (B, 3, D), grad
 (B, M, T, W). Features and grad share a dtype; the others have its arithmetic type: float64 for float64, else float32.
-A missing planes or grid counts as zeros.
+A missing planes or grid counts as zeros. ``layout`` is FeatureLayout.spec() without the padding, then 1 to concatenate.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from occkernels._registry import define, fold_batch
 from occkernels.bins import sort_bins
 
 Features = tuple[Tensor | None, Tensor | None]
-Spec = tuple[list[int], float, bool]  # layout, padding, concat
+Spec = tuple[list[int], float]  # layout, padding
 
 _MAX_DIRECTIONS = 3  # a multilinear function of three coordinates has no fourth derivative
 
@@ -76,10 +76,9 @@ def _gather_fake(
     frame: Tensor | None,
     layout: list[int],
     padding: float,
-    concat: bool,
 ) -> Tensor:
     features = _present(planes, grid)
-    width = features.shape[-1] * (len(_cells(layout)) if concat else 1)
+    width = features.shape[-1] * (len(_cells(layout)) if layout[5] else 1)
     return features.new_empty((*coords.shape[:2], 1 if frame is None else 4, width))
 
 
@@ -91,15 +90,14 @@ def _gather_native(
     frame: Tensor | None,
     layout: list[int],
     padding: float,
-    concat: bool,
 ) -> Tensor:
-    out = _gather_fake(planes, grid, coords, directions, frame, layout, padding, concat)
+    out = _gather_fake(planes, grid, coords, directions, frame, layout, padding)
     if _order_vanishes(directions):
         return out.zero_()
     if out.numel():
         inputs = _dense(planes, grid, coords, directions, frame)
         sizes = _sizes(out, coords, _present(planes, grid).shape[-1], directions)
-        call("sample_gather", out, *inputs, out, *sizes, concat, _spec(layout, padding))
+        call("sample_gather", out, *inputs, out, *sizes, bool(layout[5]), _spec(layout, padding))
     return out
 
 
@@ -110,10 +108,9 @@ def _scatter_fake(
     frame: Tensor | None,
     layout: list[int],
     padding: float,
-    concat: bool,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor]:
-    channels = grad.shape[-1] // (len(_cells(layout)) if concat else 1)
+    channels = grad.shape[-1] // (len(_cells(layout)) if layout[5] else 1)
     side, deep = layout[2], layout[3]
     planes = (grad.shape[0], _planes(layout), side, side, channels) if wanted[0] else (0,)
     grid = (grad.shape[0], deep, deep, deep, channels) if wanted[1] else (0,)
@@ -127,10 +124,9 @@ def _scatter_native(
     frame: Tensor | None,
     layout: list[int],
     padding: float,
-    concat: bool,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor]:
-    planes, grid = _scatter_fake(grad, coords, directions, frame, layout, padding, concat, wanted)
+    planes, grid = _scatter_fake(grad, coords, directions, frame, layout, padding, wanted)
     if not planes.numel() + grid.numel():
         return planes, grid
     if not grad.numel() or _order_vanishes(directions):
@@ -141,11 +137,26 @@ def _scatter_native(
     index = coords.new_empty((batch, len(_cells(layout)), queries), dtype=torch.int32)
     call("sample_index", coords, coords, index, dtype_code(coords, "sample"), batch, queries, spec)
     order, offsets = sort_bins(index, tuple(_cells(layout)))
-    wide = [part.new_empty(part.shape, dtype=coords.dtype) for part in (planes, grid)]  # sums are in the arithmetic type
+    # Sums are kept in the arithmetic type and rounded once.
+    wide = [part.new_empty(part.shape, dtype=coords.dtype) for part in (planes, grid)]
     outputs = [part if part.numel() else None for part in wide]
     channels = (planes if planes.numel() else grid).shape[-1]
     sizes = _sizes(grad, coords, channels, directions)
-    call("sample_scatter", grad, coords, grad, directions, frame, index, order, offsets, *outputs, *sizes, concat, spec)
+    call(
+        "sample_scatter",
+        grad,
+        coords,
+        grad,
+        directions,
+        frame,
+        index,
+        order,
+        offsets,
+        *outputs,
+        *sizes,
+        bool(layout[5]),
+        spec,
+    )
     return wide[0].to(grad.dtype), wide[1].to(grad.dtype)
 
 
@@ -158,7 +169,6 @@ def _contract_fake(
     frame: Tensor | None,
     layout: list[int],
     padding: float,
-    concat: bool,
 ) -> Tensor:
     return coords.new_empty(coords.shape)
 
@@ -172,14 +182,13 @@ def _contract_native(
     frame: Tensor | None,
     layout: list[int],
     padding: float,
-    concat: bool,
 ) -> Tensor:
     out = coords.new_empty(coords.shape)
     if not grad.numel() or _order_vanishes(directions):
         return out.zero_()
     inputs = _dense(planes, grid, coords, grad, directions, frame)
     sizes = _sizes(grad, coords, _present(planes, grid).shape[-1], directions)
-    call("sample_contract", grad, *inputs, out, *sizes, concat, _spec(layout, padding))
+    call("sample_contract", grad, *inputs, out, *sizes, bool(layout[5]), _spec(layout, padding))
     return out
 
 
@@ -226,13 +235,13 @@ def _gather_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     needs = ctx.needs_input_grad
     to_features = _feature_gradients(grad, coords, directions, frame, ctx.spec, needs[:2])
     to_others = _coordinate_gradients((planes, grid), coords, grad, directions, frame, ctx.spec, needs[2:5])
-    return (*to_features, *to_others, None, None, None)
+    return (*to_features, *to_others, None, None)
 
 
 def _scatter_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs[:4])
-    ctx.spec = inputs[4:7]
-    ctx.wanted = inputs[7]
+    ctx.spec = inputs[4:6]
+    ctx.wanted = inputs[6]
 
 
 def _scatter_backward(ctx: Any, planes: Tensor, grid: Tensor) -> tuple[Any, ...]:
@@ -241,7 +250,7 @@ def _scatter_backward(ctx: Any, planes: Tensor, grid: Tensor) -> tuple[Any, ...]
     to_grad = gather(*features, coords, directions, frame, *ctx.spec) if ctx.needs_input_grad[0] else None
     needs = ctx.needs_input_grad[1:4]
     to_others = _coordinate_gradients(features, coords, grad, directions, frame, ctx.spec, needs)
-    return (to_grad, *to_others, None, None, None, None)
+    return (to_grad, *to_others, None, None, None)
 
 
 def _contract_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -260,7 +269,7 @@ def _contract_backward(ctx: Any, along: Tensor) -> tuple[Any, ...]:
     )
     to_grad = gather(planes, grid, coords, more, frame, *ctx.spec) if needs[3] else None
     to_directions = None if directions is None or to_more is None else to_more[:, :-1]
-    return (*to_features, to_coords, to_grad, to_directions, to_frame, None, None, None)
+    return (*to_features, to_coords, to_grad, to_directions, to_frame, None, None)
 
 
 def _over_queries(
@@ -301,7 +310,7 @@ def _scatter_vmap(info: Any, in_dims: Sequence[int | None], *inputs: Any) -> tup
     return fold_batch(scatter, info, in_dims, inputs)
 
 
-_SPEC = "int[] layout, float padding, bool concat"
+_SPEC = "int[] layout, float padding"
 
 gather = define(
     f"sample_gather(Tensor? planes, Tensor? grid, Tensor coords, Tensor? directions, Tensor? frame, {_SPEC}) -> Tensor",

@@ -76,6 +76,12 @@ void gather_block(const Rows<S>& r, int64_t b, int64_t local, int64_t begin, int
     by_start[k] = rows_by_start(s, k);
   }
   for (int64_t n = begin; n < end; ++n) {
+    if (n + kAhead < end) {
+      for (int k = s.first; k < s.last; ++k) {
+        const int32_t cell = index[k][n + kAhead];
+        if (cell >= 0) prefetch_row(r.scratch + (base[k] + (by_start[k] ? starts[k][cell] : cell)) * s.channels, s.channels);
+      }
+    }
     int64_t rows[kMaxMaps];
     int used = 0;
     for (int k = s.first; k < s.last; ++k) {

@@ -16,7 +16,7 @@ enum class Step {
   kPickTranspose,  // sum of the values, and the point in which the selector is largest
 };
 
-constexpr int64_t kAhead = 6;  // rows asked for ahead of their use: they are anywhere in memory
+constexpr int64_t kAhead = 16;  // rows asked for ahead of their use: they are anywhere in memory
 
 OCC_INLINE constexpr bool has_argument(Step step) { return step >= Step::kArgMax; }
 

@@ -13,7 +13,7 @@ namespace OCC_ISA {
 namespace {
 
 constexpr int64_t kTask = 1024;  // queries
-constexpr int kAhead = 4;        // queries between prefetch and use
+constexpr int kAhead = 8;        // queries between prefetch and use
 
 // All maps of one block. 64 queries; 16 with derivatives, so that it stays in the first-level cache.
 template <class T, int TERMS>
@@ -54,12 +54,24 @@ void start_block(MapBlock<T, N>& block, int64_t first, int count) {
   for (int q = 0; q < N; ++q) block.query[q] = first + (q < count ? q : 0);
 }
 
+// Asks for the lines of a cell; two nodes along the first axis lie beside each other, so that ROWS = 2^(D - 1).
+template <int ROWS, class T>
+OCC_INLINE void prefetch_rows(const T* cell, const int64_t* corner, int64_t bytes) {
+  const char* from = reinterpret_cast<const char*>(cell);
+  for (int64_t byte = 0; byte < bytes; byte += 64) {
+    OCC_UNROLL for (int row = 0; row < ROWS; ++row) {
+      OCC_PREFETCH(from + byte + corner[2 * row] * static_cast<int64_t>(sizeof(T)));
+    }
+  }
+}
+
 template <class T>
 OCC_INLINE void prefetch_cell(const Sampler<T>& s, int k, const T* cell) {
-  const int64_t bytes = 2 * s.channels * static_cast<int64_t>(sizeof(T));  // two nodes along the first axis
-  for (int row = 0; row < s.rule[k].axes * 2 - 2; ++row) {                 // 2 rows of a plane's cell, 4 of the grid's
-    const char* from = reinterpret_cast<const char*>(cell + s.corner[k][2 * row]);
-    for (int64_t byte = 0; byte < bytes; byte += 64) OCC_PREFETCH(from + byte);
+  const int64_t bytes = 2 * s.channels * static_cast<int64_t>(sizeof(T));
+  if (s.rule[k].axes == 2) {
+    prefetch_rows<2>(cell, s.corner[k], bytes);
+  } else {
+    prefetch_rows<4>(cell, s.corner[k], bytes);
   }
 }
 
@@ -102,15 +114,17 @@ OCC_INLINE void gather_chunk(const Sampler<T>& s, const Block<T, TERMS>& block, 
   }
 }
 
-// Calls fn(tag<Simd>, packs, first channel) over the channels: as many registers at a time as NV, then one, then one
-// channel.
+// Calls fn(tag<Simd>, tag<char[packs]>, first channel) over the channels: NV packs at a time, then half as many, down
+// to one pack and then one channel.
 template <int NV, class S, class F>
-OCC_INLINE void over_channels(int64_t channels, F&& fn) {
+OCC_INLINE void over_channels(int64_t channels, int64_t c, F&& fn) {
   constexpr int lanes = kLanes<S>;
-  int64_t c = 0;
   for (; c + NV * lanes <= channels; c += NV * lanes) fn(tag<Simd<S, lanes>>{}, tag<char[NV]>{}, c);
-  for (; c + lanes <= channels; c += lanes) fn(tag<Simd<S, lanes>>{}, tag<char[1]>{}, c);
-  for (; c < channels; ++c) fn(tag<Simd<S, 1>>{}, tag<char[1]>{}, c);
+  if constexpr (NV > 1) {
+    over_channels<NV / 2, S>(channels, c, fn);
+  } else {
+    for (; c < channels; ++c) fn(tag<Simd<S, 1>>{}, tag<char[1]>{}, c);
+  }
 }
 
 template <class T, int TERMS>
@@ -140,11 +154,14 @@ void gather_block(const Sampler<T>& s, int64_t b, int64_t first, int count) {
       corner_weights<T, 3, TERMS, N>(s, b, k, located, count, block.weight[a]);
     }
   }
+  const auto prefetch = [&](int q) {
+    for (int a = 0; a < block.active && q < count; ++a) prefetch_cell(s, block.map[a], block.cell[a][q]);
+  };
+  for (int q = 0; q < kAhead; ++q) prefetch(q);
   for (int q = 0; q < count; ++q) {
-    for (int a = 0; a < block.active; ++a)
-      prefetch_cell(s, block.map[a], block.cell[a][q + kAhead < N ? q + kAhead : q]);
+    prefetch(q + kAhead);
     T* row = out + q * TERMS * s.width;
-    over_channels<NV, S>(s.channels, [&](auto pack, auto packs, int64_t c) {
+    over_channels<NV, S>(s.channels, 0, [&](auto pack, auto packs, int64_t c) {
       gather_chunk<T, typename decltype(pack)::type, sizeof(typename decltype(packs)::type), TERMS>(s, block, q, c,
                                                                                                     row);
     });

@@ -18,7 +18,7 @@ namespace {
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kSmall = 4096;  // keys and two orders fit in 48 KB of shared memory
-constexpr int kTile = 4096;
+constexpr int kTile = 2048;
 constexpr int kMaxDigitBits = 7;
 constexpr int kMaxDigits = 1 << kMaxDigitBits;
 

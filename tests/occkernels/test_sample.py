@@ -191,7 +191,7 @@ def test_operator_contract(name: str, operator: str, tangents: bool) -> None:
     frame = torch.randn(batch, 3, columns, requires_grad=True) if tangents else None
     grad = torch.randn(batch, count, terms, channels, requires_grad=True)
     mask, dynamic, *_, padding = layout.spec()
-    spec = ([mask, dynamic, side, deep, 0], padding, False)
+    spec = ([mask, dynamic, side, deep, 0, 0], padding)
     arguments = {
         "gather": (planes, grid, coords, directions, frame, *spec),
         "scatter": (grad, coords, directions, frame, *spec, [True, deep > 0]),

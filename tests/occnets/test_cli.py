@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from fakes import CONFIG, FieldModel, SphereModel, sphere_points
 from occnets import cli
 from occnets.io import Geometry, PointCloud, read_geometry, read_mesh, write_mesh

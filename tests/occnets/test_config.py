@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import occnets
 import pytest
 import torch
+
+import occnets
 from occnets.config import CONFIG_FOLDER, ConfigError, config_names, load_config, merge, save_config
 
 # Parameter counts of the original configurations.

@@ -6,9 +6,11 @@ from __future__ import annotations
 import copy
 
 import numpy as np
-import occnets
 import pytest
 import torch
+from torch.nn import functional
+
+import occnets
 from convonet_cases import small_config
 from occnets.models import build_model
 from occnets.models.blocks import ResnetBlockFC, cell_position, positional_encoding
@@ -21,7 +23,6 @@ from occnets.models.pointnet2 import PointNetPlusPlus, ball_neighbours, farthest
 from occnets.models.unet import UNet
 from occnets.models.unet3d import SingleConv, UNet3D
 from occnets.models.unet3d_light import UNet3DLight, pixel_shuffle_3d
-from torch.nn import functional
 
 PLANES = {"plane_type": ["xz", "xy", "yz"], "plane_resolution": 16}
 GRID = {"plane_type": "grid", "grid_resolution": 8}

@@ -6,6 +6,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from convonet_cases import fill_hashed, hashed
 from occnets.config import load_config
 from occnets.models import build_model
@@ -13,7 +15,6 @@ from occnets.models.crop import crop_inputs, crop_query
 from occnets.models.decoders import LocalPointDecoder
 from occnets.models.unet import UNet
 from occnets.models.unet3d import UNet3D
-from torch import Tensor
 
 # Recorded with the original code: mean, deviation, minimum, maximum, first five values of each tensor.
 EXPECTED = {

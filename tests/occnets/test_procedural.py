@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from occnets.data.draw import Draw, bars, chain, cut, moved, place, tensor, turn, union
 from occnets.data.pool import UNIT, PoolConfig, ShapePool, main, write_pool
 from occnets.data.primitives import KINDS, polygon_distance

@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from occnets.data.draw import place
 from occnets.data.procedural import random_shape
 from occnets.data.scanner import CLEAN, ScanConfig, scan, scan_solid, visible

@@ -10,8 +10,9 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from occnets.data.trees import Combine, Displace, Node, Place, Primitives
 from torch import Tensor
+
+from occnets.data.trees import Combine, Displace, Node, Place, Primitives
 
 T = TypeVar("T")
 Array = NDArray[np.float64]

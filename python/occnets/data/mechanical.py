@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+
 from occnets.data.draw import Array, Draw, X, Y, Z, bars, chain, cut, moved, place, star_polygon, tensor, turn, union
 from occnets.data.trees import Combine, HalfSpaces, Node, Offset, Polygon, Shell
 

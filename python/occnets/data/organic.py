@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+
 from occnets.data.draw import Array, Draw, X, Y, Z, bars, bumps, chain, cut, moved, place, tensor, turn, union
 from occnets.data.trees import Combine, HalfSpaces, Node, Polygon, Shell
 

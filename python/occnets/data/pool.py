@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from occnets.data.procedural import ShapeConfig, ShapeSample, query_points, random_shape
 from torch import Tensor
+
+from occnets.data.procedural import ShapeConfig, ShapeSample, query_points, random_shape
 
 UNIT = 1.0 / 32767 * 0.75
 _ARRAYS = ("points", "normals", "queries", "occupancy", "seeds", "families")

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from occnets.data import mechanical, organic
 from occnets.data.draw import Draw, bumps, moved, tensor, union
 from occnets.data.solid import DegenerateShape, Solid, make_solid
 from occnets.data.trees import Node, Place, Warp
-from torch import Tensor
 
 FAMILIES: dict[str, Callable[[Draw], Node]] = {
     "creature": organic.creature,

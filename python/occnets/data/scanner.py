@@ -13,8 +13,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-from occnets.data.solid import Solid
 from torch import Tensor
+
+from occnets.data.solid import Solid
 
 
 @dataclass(frozen=True)

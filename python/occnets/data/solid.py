@@ -8,8 +8,9 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from occnets.data.trees import Node
 from torch import Tensor
+
+from occnets.data.trees import Node
 
 ROUGH_CELLS = 20
 SPLITS = (18, 2, 2)

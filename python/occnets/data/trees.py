@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from occnets.data.primitives import KINDS, polygon_distance
 from torch import Tensor
+
+from occnets.data.primitives import KINDS, polygon_distance
 
 N_ = TypeVar("N_", bound="Node")
 
