@@ -43,7 +43,7 @@ def sample_planes(
     Raises:
         ValueError, TypeError: see ``sample_features``.
     """
-    return _sample("sample_planes", query, layout, (planes, None), (bases, basis_scale), reduce, False)[:, :, 0]
+    return _sample("sample_planes", query, layout, (planes, None), (bases, basis_scale), reduce, False).squeeze(2)
 
 
 def sample_grid(
@@ -64,7 +64,7 @@ def sample_grid(
     Raises:
         ValueError, TypeError: see ``sample_features``.
     """
-    return _sample("sample_grid", query, layout, (None, grid), (None, None), "sum", False)[:, :, 0]
+    return _sample("sample_grid", query, layout, (None, grid), (None, None), "sum", False).squeeze(2)
 
 
 def sample_features(
@@ -104,7 +104,7 @@ def sample_features(
 
     Source: Peng et al., Convolutional Occupancy Networks, ECCV 2020, §3.2; Lionar et al., WACV 2021, §3.2.
     """
-    return _sample("sample_features", query, layout, (planes, grid), (bases, basis_scale), reduce, False)[:, :, 0]
+    return _sample("sample_features", query, layout, (planes, grid), (bases, basis_scale), reduce, False).squeeze(2)
 
 
 def sample_features_with_gradient(
@@ -133,7 +133,8 @@ def sample_features_with_gradient(
         ValueError, TypeError: see ``sample_features``.
     """
     both = _sample("sample_features_with_gradient", query, layout, (planes, grid), (bases, basis_scale), reduce, True)
-    return both[:, :, 0], both[:, :, 1:]
+    value, gradient = both.split([1, 3], dim=2)  # not by indexing, whose backward would fill two tensors with zeros
+    return value.squeeze(2), gradient
 
 
 def _sample(

@@ -58,6 +58,7 @@ OCC_INLINE void prefetch_queries(const Sampler<T>& s, const Row<T>& row, int64_t
   for (int64_t i = begin; i < end; ++i) {
     const int64_t m = row.queries[i];
     OCC_PREFETCH(s.coords(row.batch, m));
+    OCC_PREFETCH(row.cells + m);
     for (int term = 0; term < terms; ++term) {
       const char* from = reinterpret_cast<const char*>(row.grad + (m * terms + term) * s.width);
       for (int64_t byte = 0; byte < bytes; byte += 64) OCC_PREFETCH(from + byte);
@@ -175,25 +176,37 @@ void scatter(const SampleJob& job) {
   }
 }
 
-template <class T>
+// Lower nodes of up to kBlock queries in every map; positions are computed for a whole block, then the first `count`
+// kept.
+template <class S>
+void index_block(const Sampler<S>& s, int64_t b, int64_t first, int count) {
+  S column[kMaxColumns][kBlock], slope;
+  for (int q = 0; q < kBlock; ++q) {
+    const S* from = s.coords(b, first + (q < count ? q : 0));
+    for (int c = 0; c < s.job.columns; ++c) column[c][q] = from[c];
+  }
+  for (int k = 0; k < s.job.maps; ++k) {
+    const auto& rule = s.rule[k];
+    int32_t node[kBlock] = {};
+    for (int axis = rule.axes - 1; axis >= 0; --axis) {
+      const S* values = column[rule.columns[axis]];
+      for (int q = 0; q < kBlock; ++q) {
+        node[q] = node[q] * rule.resolution + low_node(rule, position_of(rule, values[q], slope));
+      }
+    }
+    memcpy(s.job.index + (b * s.job.maps + k) * s.queries + first, node, count * sizeof(int32_t));
+  }
+}
+
+template <class S>
 void index_queries(const SampleJob& job) {
-  using S = acc_t<T>;
-  const Sampler<T> s(job);
+  const Sampler<S> sampler(job);
   const int64_t tasks = (job.queries + kTask - 1) / kTask;
   parallel_for(job.threads, job.batch * tasks, [&](int64_t task) {
-    const int64_t b = task / tasks, begin = (task % tasks) * kTask;
+    const int64_t begin = (task % tasks) * kTask;
     const int64_t end = begin + kTask < job.queries ? begin + kTask : job.queries;
-    for (int k = 0; k < job.maps; ++k) {
-      const auto& rule = s.rule[k];
-      int32_t* index = job.index + (b * job.maps + k) * job.queries;
-      for (int64_t m = begin; m < end; ++m) {
-        int32_t node = 0;
-        for (int axis = rule.axes - 1; axis >= 0; --axis) {
-          S slope;
-          node = node * rule.resolution + low_node(rule, position_of(rule, s.coords(b, m)[rule.columns[axis]], slope));
-        }
-        index[m] = node;
-      }
+    for (int64_t first = begin; first < end; first += kBlock) {
+      index_block(sampler, task / tasks, first, static_cast<int>(end - first < kBlock ? end - first : kBlock));
     }
   });
 }
