@@ -71,7 +71,7 @@ def dtype_code(tensor: Tensor, where: str) -> int:
 
 
 def stores_half(tensor: Tensor) -> bool:
-    """Whether the pooling code for the tensor's device reads half precision itself: on CUDA, where it saves bandwidth."""
+    """Whether the pooling code for the tensor's device reads half precision itself: on CUDA, to save bandwidth."""
     return tensor.device.type != "cpu" or _cuda_host is not None
 
 

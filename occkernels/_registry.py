@@ -68,8 +68,8 @@ def fold_channels(
     """vmap rule of an operator that treats channels alike: V times C channels.
 
     Args:
-        channels: positions of the arguments that end with the channel dimension. If any other tensor is batched too, the
-            batch is folded into B instead.
+        channels: positions of the arguments that end with the channel dimension. If any other tensor is batched too,
+            the batch is folded into B instead.
     """
     size = info.batch_size
     others = [dim for at, dim in enumerate(dims) if at not in channels and isinstance(args[at], Tensor)]
@@ -85,9 +85,7 @@ def fold_channels(
         return argument.movedim(dim, -2).flatten(-2)
 
     results = operator(*(fold(at) for at in range(len(args))))
-    return _unfold(
-        results, lambda result: (result.unflatten(-1, (size, result.shape[-1] // size)), result.dim() - 1)
-    )
+    return _unfold(results, lambda result: (result.unflatten(-1, (size, result.shape[-1] // size)), result.dim() - 1))
 
 
 def _unfold(results: Any, unfold: Callable[[Tensor], tuple[Tensor, int]]) -> tuple[Any, Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Local pooling: reduce the points of a cell, hand the result back to them, add up over the maps; one fused operator."""
+"""Local pooling: reduce the points of a cell, hand the result back to them, add up over the maps; one operator."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def local_pool(
     Returns:
         (B, N, C), dtype of the features. Points with index -1 take no part and get zeros.
 
-    The maximum of a cell with a NaN is NaN, infinities are kept. Its whole gradient goes to one point: the lowest number
-    among ties, as in the original systems (``torch.scatter_reduce`` would split it). Twice differentiable.
+    The maximum of a cell with a NaN is NaN, infinities are kept. Its whole gradient goes to one point: the lowest
+    number among ties, as in the original systems (``torch.scatter_reduce`` would split it). Twice differentiable.
 
     Raises:
         ValueError, TypeError: a shape, dtype or device is wrong, or ``reduce`` is unknown.

@@ -38,7 +38,7 @@ def scatter_planes(
         (B, P, C, R, R), channels-last in memory, dtype of the features (float32 under autocast, as ``torch.sum``). Rows
         are the second coordinate of the plane, columns the first. Empty cells are 0.
 
-    Points are added in the order of their numbers: results have the same bits on every run and for any number of threads.
+    Points are added in the order of their numbers: results have the same bits on every run and any number of threads.
     A cell with a NaN is NaN; the gradient of a maximum goes to the lowest point among ties. Twice differentiable.
 
     Raises:
@@ -122,7 +122,7 @@ def scatter_rows(
     reduce: str,
     with_argmax: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """A batch of ``scatter``: (B, dim_size, C), and for a maximum on request its (B, dim_size, C) int32 row, N if none."""
+    """A batch of ``scatter``: (B, dim_size, C), and for a maximum on request its int32 row, N if none."""
     if max(dim_size, src.shape[1]) >= 2**31 - 1:
         raise ValueError(
             f"occkernels.scatter: expected fewer than 2**31 - 1 rows, got {src.shape[1]} in `src` and {dim_size} as "
@@ -174,8 +174,11 @@ def _reduce_native(
 ) -> tuple[Tensor, Tensor | None]:
     source, index = working(features), index.contiguous()
     batch, count, channels = features.shape
-    out = source.new_empty((batch, span[1] - span[0], span[2], channels))
-    argmax = index.new_empty(out.shape) if with_argmax else None
+    size = (batch, span[1] - span[0], span[2], channels)
+    if not count:
+        return features.new_zeros(size), index.new_zeros(size) if with_argmax else None
+    out = source.new_empty(size)
+    argmax = index.new_empty(size) if with_argmax else None
     if order is None and _needs_order(features, span, with_argmax):
         order, offsets = sort_bins(index, tuple(cells))
     if order is not None and offsets is not None:
@@ -271,7 +274,7 @@ def _scatter_max_fake(
 def _scatter_max_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     features, index, order, offsets, ctx.cells, ctx.span, ctx.with_argmax = inputs
     ctx.mark_non_differentiable(output[1])
-    # Under vmap over autograd nobody could tell that a gradient is wanted: then the argmax is found in the backward pass.
+    # Under vmap over autograd nobody can tell that a gradient is wanted: then the backward pass finds the argmax.
     ctx.save_for_backward(output[1] if ctx.with_argmax else features, index, order, offsets)
 
 
@@ -282,7 +285,7 @@ def _scatter_max_backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Ten
     return (_unpick_points(grad, argmax, index, ctx.cells, ctx.span), None, None, None, None, None, None)
 
 
-# Picking the argmax's values and handing gradients back to it: transposes again. Every point looks whether it was chosen.
+# Picking the argmax's values and handing gradients back: transposes again. Every point looks whether it was chosen.
 def _unpick_points_native(
     values: Tensor, argmax: Tensor, index: Tensor, cells: Sequence[int], span: Sequence[int]
 ) -> Tensor:

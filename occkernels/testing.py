@@ -22,7 +22,8 @@ TOL = {
 def assert_close(found: Tensor, expected: Tensor, scale: float = 1.0) -> None:
     """Same shape, dtype and, within ``scale`` times ``TOL``, values; NaN equals NaN."""
     relative, absolute = TOL.get(expected.dtype, (0.0, 0.0))
-    torch.testing.assert_close(found.cpu(), expected.cpu(), rtol=relative * scale, atol=absolute * scale, equal_nan=True)
+    rtol, atol = relative * scale, absolute * scale
+    torch.testing.assert_close(found.cpu(), expected.cpu(), rtol=rtol, atol=atol, equal_nan=True)
 
 
 def random_cloud(batch: int, count: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:

@@ -41,7 +41,8 @@ void aligned_maps(const Layout& layout, const Normalizer<S>& n, Block<S>& block,
     OCC_CALL_ISA(axis_cells, block.t, size, n.plane_top, r, block.cell[axis]);
   }
   for (int map = 0; map < layout.canonical; ++map) {
-    OCC_CALL_ISA(join_cells, block.cell[layout.axes[map][0]], block.cell[layout.axes[map][1]], size, r, index + map * count);
+    OCC_CALL_ISA(join_cells, block.cell[layout.axes[map][0]], block.cell[layout.axes[map][1]], size, r,
+                 index + map * count);
   }
   if (!layout.has_grid()) return;
   const int g = layout.grid_resolution;
@@ -65,8 +66,8 @@ void dynamic_maps(const Layout& layout, const Normalizer<S>& n, const T* bases, 
     for (int axis = 0; axis < 2; ++axis) {
       const T* source = bases + 9 * l + 3 * axis;
       const S row[3] = {static_cast<S>(source[0]), static_cast<S>(source[1]), static_cast<S>(source[2])};
-      OCC_CALL_ISA(project_axis, block.axis[0], block.axis[1], block.axis[2], block.size, row, static_cast<S>(scales[l]),
-                   block.t);
+      OCC_CALL_ISA(project_axis, block.axis[0], block.axis[1], block.axis[2], block.size, row,
+                   static_cast<S>(scales[l]), block.t);
       OCC_CALL_ISA(axis_cells, block.t, block.size, n.plane_top, r, block.cell[axis]);
     }
     OCC_CALL_ISA(join_cells, block.cell[0], block.cell[1], block.size, r, index + (layout.canonical + l) * count);
@@ -74,8 +75,8 @@ void dynamic_maps(const Layout& layout, const Normalizer<S>& n, const T* bases, 
 }
 
 template <class T>
-void bin_index_typed(const T* points, const T* bases, const T* scales, const int64_t* lengths, int32_t* index, int64_t batch,
-                     int64_t count, const Layout& layout, int threads) {
+void bin_index_typed(const T* points, const T* bases, const T* scales, const int64_t* lengths, int32_t* index,
+                     int64_t batch, int64_t count, const Layout& layout, int threads) {
   using S = acc_t<T>;
   const Normalizer<S> normalizer(layout.padding);
   const int64_t maps = layout.maps();
@@ -93,18 +94,19 @@ void bin_index_typed(const T* points, const T* bases, const T* scales, const int
     if (layout.dynamic > 0) {
       dynamic_maps(layout, normalizer, bases + b * layout.dynamic * 9, scales + b * layout.dynamic, block, rows, count);
     }
-    for (int64_t map = 0; map < maps; ++map) std::fill(rows + map * count + length - begin, rows + map * count + end - begin, -1);
+    for (int64_t map = 0; map < maps; ++map)
+      std::fill(rows + map * count + length - begin, rows + map * count + end - begin, -1);
   });
 }
 
 }  // namespace
 
-void bin_index(const void* points, int dtype, const void* bases, const void* scales, const int64_t* lengths, int32_t* index,
-               int64_t batch, int64_t count, const Layout& layout, int threads) {
+void bin_index(const void* points, int dtype, const void* bases, const void* scales, const int64_t* lengths,
+               int32_t* index, int64_t batch, int64_t count, const Layout& layout, int threads) {
   dispatch(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    bin_index_typed(static_cast<const T*>(points), static_cast<const T*>(bases), static_cast<const T*>(scales), lengths, index,
-                    batch, count, layout, threads);
+    bin_index_typed(static_cast<const T*>(points), static_cast<const T*>(bases), static_cast<const T*>(scales), lengths,
+                    index, batch, count, layout, threads);
   });
 }
 
@@ -121,7 +123,8 @@ void sort_bins(const int32_t* index, const int64_t* cells, int32_t* order, int32
     const int32_t* keys = index + task * count;
     int32_t* places = order + task * count;
     int32_t* starts = offsets + base;
-    // starts[c + 1] first counts, then becomes the running write position of cell c, and ends as the start of cell c + 1.
+    // starts[c + 1] first counts, then becomes the running write position of cell c, and ends as the start of cell c
+    // + 1.
     std::fill(starts, starts + cells[map] + 1, 0);
     int32_t valid = 0;
     for (int64_t n = 0; n < count; ++n) {

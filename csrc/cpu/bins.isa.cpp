@@ -7,7 +7,8 @@ namespace occ::cpu::OCC_ISA {
 namespace {
 
 template <class S>
-OCC_INLINE void split(const S* OCC_RESTRICT points, int64_t count, S* OCC_RESTRICT x, S* OCC_RESTRICT y, S* OCC_RESTRICT z) {
+OCC_INLINE void split(const S* OCC_RESTRICT points, int64_t count, S* OCC_RESTRICT x, S* OCC_RESTRICT y,
+                      S* OCC_RESTRICT z) {
   for (int64_t i = 0; i < count; ++i) {
     x[i] = points[3 * i];
     y[i] = points[3 * i + 1];
@@ -37,14 +38,14 @@ OCC_INLINE void cells_of(const S* OCC_RESTRICT t, int64_t count, S top, int reso
 
 }  // namespace
 
-#define OCC_DEFINE_BIN_STEPS(S)                                                                                    \
-  void split_points(const S* points, int64_t count, S* x, S* y, S* z) { split(points, count, x, y, z); }           \
+#define OCC_DEFINE_BIN_STEPS(S)                                                                                      \
+  void split_points(const S* points, int64_t count, S* x, S* y, S* z) { split(points, count, x, y, z); }             \
   void divide_axis(const S* axis, int64_t count, S width, S offset, S* t) { divide(axis, count, width, offset, t); } \
-  void project_axis(const S* x, const S* y, const S* z, int64_t count, const S* row, S scale, S* t) {              \
-    project(x, y, z, count, row, scale, t);                                                                        \
-  }                                                                                                                \
-  void axis_cells(const S* t, int64_t count, S top, int resolution, int32_t* cells) {                              \
-    cells_of(t, count, top, resolution, cells);                                                                    \
+  void project_axis(const S* x, const S* y, const S* z, int64_t count, const S* row, S scale, S* t) {                \
+    project(x, y, z, count, row, scale, t);                                                                          \
+  }                                                                                                                  \
+  void axis_cells(const S* t, int64_t count, S top, int resolution, int32_t* cells) {                                \
+    cells_of(t, count, top, resolution, cells);                                                                      \
   }
 
 OCC_DEFINE_BIN_STEPS(float)

@@ -14,7 +14,8 @@ namespace {
 constexpr int64_t kStreamChannels = 16;  // of one task of scatter_streamed
 
 bool is_wide(int dtype) {
-  if (dtype != kFloat32 && dtype != kFloat64) throw std::invalid_argument("occkernels: pooling on the CPU takes float or double");
+  if (dtype != kFloat32 && dtype != kFloat64)
+    throw std::invalid_argument("occkernels: pooling on the CPU takes float or double");
   return dtype == kFloat64;
 }
 
@@ -40,16 +41,16 @@ std::unique_ptr<int32_t[]> count_into(ScatterJob& job) {
 }  // namespace
 
 void local_pool_max(const void* selector, const void* values, int dtype, const int32_t* index, const int32_t* order,
-                    const int32_t* offsets, const BinShape& shape, bool transpose, void* scratch, int32_t* args, void* out,
-                    int threads) {
-  const PoolJob job{selector, values, index, order,          offsets, scratch,  out,
+                    const int32_t* offsets, const BinShape& shape, bool transpose, void* scratch, int32_t* args,
+                    void* out, int threads) {
+  const PoolJob job{selector, values, index,   order,          offsets, scratch,  out,
                     args,     shape,  threads, is_wide(dtype), false,   transpose};
   OCC_CALL_ISA(local_pool, job);
 }
 
-void local_pool_mean(const void* features, int dtype, const int32_t* index, const int32_t* order, const int32_t* offsets,
-                     const BinShape& shape, void* scratch, void* out, int threads) {
-  const PoolJob job{features, features, index, order,          offsets, scratch, out,
+void local_pool_mean(const void* features, int dtype, const int32_t* index, const int32_t* order,
+                     const int32_t* offsets, const BinShape& shape, void* scratch, void* out, int threads) {
+  const PoolJob job{features, features, index,   order,          offsets, scratch, out,
                     nullptr,  shape,    threads, is_wide(dtype), true,    false};
   OCC_CALL_ISA(local_pool, job);
 }
@@ -75,8 +76,8 @@ void scatter_cells(const void* features, int dtype, const int32_t* index, const 
   OCC_CALL_ISA(scatter_streamed, job, scratch.get(), workers);
 }
 
-void gather_cells(const void* values, int dtype, const int32_t* index, const int32_t*, const BinShape& shape, int reduce,
-                  void* out, int threads) {
+void gather_cells(const void* values, int dtype, const int32_t* index, const int32_t*, const BinShape& shape,
+                  int reduce, void* out, int threads) {
   ScatterJob job = scatter_job(values, dtype, index, shape, out, threads);
   job.reduce = reduce;
   const auto counts = reduce == kMean ? count_into(job) : nullptr;

@@ -2,9 +2,8 @@
 // Local pooling in two steps, each with one owner for every value written:
 //   segments: a cell's points lie side by side in the sorted order; reduce their rows in registers, write one row;
 //   points:   add up the rows of a point's cells over the maps, in the order of the maps.
-#include "cpu/pool_jobs.h"
-
 #include "common/parallel.h"
+#include "cpu/pool_jobs.h"
 #include "cpu/pool_segment.h"
 
 namespace occ::cpu::OCC_ISA {
@@ -79,7 +78,8 @@ void gather_block(const Rows<S>& r, int64_t b, int64_t local, int64_t begin, int
     if (n + kAhead < end) {
       for (int k = s.first; k < s.last; ++k) {
         const int32_t cell = index[k][n + kAhead];
-        if (cell >= 0) prefetch_row(r.scratch + (base[k] + (by_start[k] ? starts[k][cell] : cell)) * s.channels, s.channels);
+        if (cell >= 0)
+          prefetch_row(r.scratch + (base[k] + (by_start[k] ? starts[k][cell] : cell)) * s.channels, s.channels);
       }
     }
     int64_t rows[kMaxMaps];

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// W neighbouring channels in registers: the arithmetic of pooling and scattering. Uses vector types where the compiler has
-// them; with plain arrays, gcc 12 keeps the running maximum in memory.
+// W neighbouring channels in registers: the arithmetic of pooling and scattering. Uses vector types where the compiler
+// has them; with plain arrays, gcc 12 keeps the running maximum in memory.
 #pragma once
 
 #include <cstdint>
@@ -53,12 +53,8 @@ struct Pack {
     memcpy(&v, row + p * kLanes, sizeof(v));
     return v;
   }
-  OCC_INLINE void clear() {
-    OCC_UNROLL for (int p = 0; p < kParts; ++p) part[p] = Values{};
-  }
-  OCC_INLINE void load(const S* row) {
-    OCC_UNROLL for (int p = 0; p < kParts; ++p) part[p] = values(row, p);
-  }
+  OCC_INLINE void clear() { OCC_UNROLL for (int p = 0; p < kParts; ++p) part[p] = Values{}; }
+  OCC_INLINE void load(const S* row) { OCC_UNROLL for (int p = 0; p < kParts; ++p) part[p] = values(row, p); }
   OCC_INLINE void load(const S* row, int32_t n) {
     OCC_UNROLL for (int p = 0; p < kParts; ++p) {
       part[p] = values(row, p);
@@ -81,15 +77,11 @@ struct Pack {
       memcpy(row + p * kLanes, &s, sizeof(s));
     }
   }
-  OCC_INLINE void add(const S* row) {
-    OCC_UNROLL for (int p = 0; p < kParts; ++p) part[p] += values(row, p);
-  }
+  OCC_INLINE void add(const S* row) { OCC_UNROLL for (int p = 0; p < kParts; ++p) part[p] += values(row, p); }
   OCC_INLINE void add_scaled(const S* row, S factor) {
     OCC_UNROLL for (int p = 0; p < kParts; ++p) part[p] += values(row, p) * factor;
   }
-  OCC_INLINE void divide(S divisor) {
-    OCC_UNROLL for (int p = 0; p < kParts; ++p) part[p] /= Values{} + divisor;
-  }
+  OCC_INLINE void divide(S divisor) { OCC_UNROLL for (int p = 0; p < kParts; ++p) part[p] /= Values{} + divisor; }
   OCC_INLINE void raise(const S* row) {
     OCC_UNROLL for (int p = 0; p < kParts; ++p) {
       // Each of the two is one instruction that returns its second operand next to a NaN; so one of them is the NaN if

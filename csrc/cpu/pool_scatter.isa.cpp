@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Scattering onto cells and its transposes. Both ways of scattering add a cell's points by their number, so they give the
-// same bits:
+// Scattering onto cells and its transposes. Both ways of scattering add a cell's points by their number, so they give
+// the same bits:
 //   streamed: no sort. One pass over the points per map and 16 channels, accumulators (16 * cells values) in the cache;
 //   sorted:   one segment per cell, reduced in registers. For maps too large for the cache, and where the argument of a
 //             maximum is wanted.
@@ -50,8 +50,8 @@ void accumulate(const S* features, const int32_t* index, const Sizes& z, S* sums
 }
 
 template <class S, int W>
-void stream_channels(const S* features, const int32_t* index, const int32_t* counts, const Sizes& z, int reduce, S* sums,
-                     S* out) {
+void stream_channels(const S* features, const int32_t* index, const int32_t* counts, const Sizes& z, int reduce,
+                     S* sums, S* out) {
   if (reduce == kMax) {
     accumulate<S, W, true>(features, index, z, sums);
   } else {
@@ -111,7 +111,8 @@ void sorted_block(const ScatterJob& job, int64_t b, int64_t map, int64_t begin, 
       }
       continue;
     }
-    reduce_segment<step>(features, features, order, starts[cell], starts[cell + 1], starts[s.cells[k]], s.channels, out, args);
+    reduce_segment<step>(features, features, order, starts[cell], starts[cell + 1], starts[s.cells[k]], s.channels, out,
+                         args);
   }
 }
 

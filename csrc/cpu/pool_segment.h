@@ -28,8 +28,8 @@ OCC_INLINE void prefetch_row(const S* row, int64_t channels) {
 // Reduces the rows order[begin, end) of `in` (of selector `in` and `values` for kPick...) into `row` and `args`.
 // `last` is the end of the valid entries of order.
 template <Step step, class S>
-OCC_INLINE void reduce_segment(const S* in, const S* values, const int32_t* order, int64_t begin, int64_t end, int64_t last,
-                               int64_t channels, S* OCC_RESTRICT row, int32_t* OCC_RESTRICT args) {
+OCC_INLINE void reduce_segment(const S* in, const S* values, const int32_t* order, int64_t begin, int64_t end,
+                               int64_t last, int64_t channels, S* OCC_RESTRICT row, int32_t* OCC_RESTRICT args) {
   for_channels<has_argument(step) ? 16 : 32>(0, channels, [&](int64_t c, auto width) {
     Pack<S, decltype(width)::value> best, sum;
     const int64_t first = order[begin] * channels + c;

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT
-// Pooling and scattering over sorted points. A warp owns a cell (or a point), its lanes own channels, 32 at a time: rows
-// are read and written as whole lines, every value is written once, and nothing is added atomically.
-#include "cuda/pool.h"
-
+// Pooling and scattering over sorted points. A warp owns a cell (or a point), its lanes own channels, 32 at a time:
+// rows are read and written as whole lines, every value is written once, and nothing is added atomically.
 #include "common/cuda_launch.h"
 #include "common/types.h"
+#include "cuda/pool.h"
 
 namespace occ::cuda {
 namespace {
@@ -12,9 +11,9 @@ namespace {
 constexpr int kThreads = 256;
 
 // Loop over items, one a warp.
-#define OCC_WARP_STRIDE(item, count)                                                                  \
-  for (int64_t item = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp,          \
-               occ_stride_##item = static_cast<int64_t>(gridDim.x) * blockDim.x / kWarp;              \
+#define OCC_WARP_STRIDE(item, count)                                                         \
+  for (int64_t item = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp, \
+               occ_stride_##item = static_cast<int64_t>(gridDim.x) * blockDim.x / kWarp;     \
        item < (count); item += occ_stride_##item)
 
 enum class Step { kSum, kMean, kMax, kArgMax, kPick, kPickTranspose };
@@ -69,7 +68,8 @@ OCC_KERNEL void __launch_bounds__(kThreads)
     if (cell < 0 || starts[cell] != i) continue;
     const int64_t row = pooled_row(s, b, k, starts, cell), sample = b * s.count * s.channels;
     for (int64_t c = lane_id(); c < s.channels; c += kWarp) {
-      const Reduced<step, T> reduced(selector + sample + c, values + sample + c, sorted, i, starts[cell + 1], s.channels);
+      const Reduced<step, T> reduced(selector + sample + c, values + sample + c, sorted, i, starts[cell + 1],
+                                     s.channels);
       scratch[row + c] = reduced.value;
       if constexpr (step == Step::kPickTranspose) args[row + c] = reduced.arg;
     }
@@ -78,9 +78,8 @@ OCC_KERNEL void __launch_bounds__(kThreads)
 
 // One warp per point: the sum of its cells' rows, or of those channels in which it was chosen.
 template <bool transpose, class T>
-OCC_KERNEL void __launch_bounds__(kThreads)
-    sum_maps_kernel(const int32_t* index, const int32_t* offsets, BinShape s, const acc_t<T>* scratch, const int32_t* args,
-                    T* out) {
+OCC_KERNEL void __launch_bounds__(kThreads) sum_maps_kernel(const int32_t* index, const int32_t* offsets, BinShape s,
+                                                            const acc_t<T>* scratch, const int32_t* args, T* out) {
   OCC_WARP_STRIDE(item, s.batch * s.count) {
     const int64_t b = item / s.count, n = item % s.count;
     for (int64_t c = lane_id(); c < s.channels; c += kWarp) {
@@ -99,7 +98,8 @@ OCC_KERNEL void __launch_bounds__(kThreads)
 // One warp per cell, empty ones included.
 template <Step step, class T>
 OCC_KERNEL void __launch_bounds__(kThreads)
-    reduce_cells_kernel(const T* features, const int32_t* order, const int32_t* offsets, BinShape s, T* out, int32_t* argmax) {
+    reduce_cells_kernel(const T* features, const int32_t* order, const int32_t* offsets, BinShape s, T* out,
+                        int32_t* argmax) {
   const int64_t maps = s.last - s.first;
   OCC_WARP_STRIDE(item, s.batch * maps * s.target) {
     const int64_t cell = item % s.target, b = item / s.target / maps;
@@ -121,11 +121,12 @@ OCC_KERNEL void __launch_bounds__(kThreads)
   }
 }
 
-// One warp per point. With `chosen` only the channels in which it is the chosen point; with `offsets` divided by counts.
+// One warp per point. With `chosen` only the channels in which it is the chosen point; with `offsets` divided by
+// counts.
 template <class T>
 OCC_KERNEL void __launch_bounds__(kThreads)
-    gather_cells_kernel(const T* values, const int32_t* index, const int32_t* offsets, const int32_t* chosen, BinShape s,
-                        T* out) {
+    gather_cells_kernel(const T* values, const int32_t* index, const int32_t* offsets, const int32_t* chosen,
+                        BinShape s, T* out) {
   using S = acc_t<T>;
   const int64_t maps = s.last - s.first;
   OCC_WARP_STRIDE(item, s.batch * s.count) {
@@ -165,8 +166,8 @@ void pool(const void* selector, const void* values, const int32_t* index, const 
   acc_t<T>* rows = static_cast<acc_t<T>*>(scratch);
   OCC_LAUNCH((reduce_segments_kernel<step, T>), warps_for(s.batch * (s.last - s.first) * s.count), kThreads, 0, stream,
              static_cast<const T*>(selector), static_cast<const T*>(values), index, order, offsets, s, rows, args);
-  OCC_LAUNCH((sum_maps_kernel<transpose, T>), warps_for(s.batch * s.count), kThreads, 0, stream, index, offsets, s, rows, args,
-             static_cast<T*>(out));
+  OCC_LAUNCH((sum_maps_kernel<transpose, T>), warps_for(s.batch * s.count), kThreads, 0, stream, index, offsets, s,
+             rows, args, static_cast<T*>(out));
 }
 
 template <Step step, class T>
@@ -179,8 +180,8 @@ void reduce_cells(const void* features, const int32_t* order, const int32_t* off
 }  // namespace
 
 void local_pool_max(const void* selector, const void* values, int dtype, const int32_t* index, const int32_t* order,
-                    const int32_t* offsets, const BinShape& shape, bool transpose, void* scratch, int32_t* args, void* out,
-                    uintptr_t stream) {
+                    const int32_t* offsets, const BinShape& shape, bool transpose, void* scratch, int32_t* args,
+                    void* out, uintptr_t stream) {
   dispatch(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     if (transpose) {
@@ -191,8 +192,8 @@ void local_pool_max(const void* selector, const void* values, int dtype, const i
   });
 }
 
-void local_pool_mean(const void* features, int dtype, const int32_t* index, const int32_t* order, const int32_t* offsets,
-                     const BinShape& shape, void* scratch, void* out, uintptr_t stream) {
+void local_pool_mean(const void* features, int dtype, const int32_t* index, const int32_t* order,
+                     const int32_t* offsets, const BinShape& shape, void* scratch, void* out, uintptr_t stream) {
   dispatch(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     pool<Step::kMean, T>(features, features, index, order, offsets, shape, scratch, nullptr, out, stream);
@@ -225,7 +226,8 @@ void gather_cells(const void* values, int dtype, const int32_t* index, const int
   });
 }
 
-void pick_points(const void* values, int dtype, const int32_t* argmax, const BinShape& shape, void* out, uintptr_t stream) {
+void pick_points(const void* values, int dtype, const int32_t* argmax, const BinShape& shape, void* out,
+                 uintptr_t stream) {
   const int64_t cells = (shape.last - shape.first) * shape.target;
   dispatch(dtype, [&](auto type) {
     using T = typename decltype(type)::type;

@@ -5,9 +5,9 @@ Code runs on any torch after one changed import::
 
     from occkernels.compat.torch_scatter import scatter_max, scatter_mean
 
-Signatures and results are those of torch_scatter 2.1, with these differences: results are deterministic, also on CUDA; a
-NaN is the maximum (and minimum) of its row; ties go to the lowest index; half precision is summed in float32; maxima and
-minima of integers are not offered. Everything works under ``torch.compile`` when ``dim_size`` or ``out`` is given.
+Signatures and results are those of torch_scatter 2.1, with these differences: results are deterministic, also on CUDA;
+a NaN is the maximum (and minimum) of its row; ties go to the lowest index; half precision is summed in float32; maxima
+and minima of integers are not offered. Everything works under ``torch.compile`` when ``dim_size`` or ``out`` is given.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def scatter_sum(
 
     Args:
         src: any shape, any real dtype.
-        index: int64 or int32, broadcast to ``src`` as torch_scatter does: one-dimensional along ``dim``, otherwise by its
-            leading dimensions. An index that is the same for all channels, e.g. (B, 1, N) for (B, C, N), is read once.
+        index: int64 or int32, broadcast to ``src`` as torch_scatter does: one-dimensional along ``dim``, otherwise by
+            its leading dimensions. An index that all channels share, e.g. (B, 1, N) for (B, C, N), is read once.
         dim: the dimension that is reduced.
         out: added to in place and returned.
         dim_size: size of the result along ``dim``; one more than the largest index when absent.
@@ -103,7 +103,9 @@ def scatter_max(
         TypeError: ``src`` is not floating.
     """
     if not src.is_floating_point():
-        raise TypeError(f"torch_scatter.scatter_max: `src` must be floating, got {src.dtype}. Convert it with .double().")
+        raise TypeError(
+            f"torch_scatter.scatter_max: `src` must be floating, got {src.dtype}. Convert it with .double()."
+        )
     largest, where = _reduce(src, index, dim, _size(index, dim, out, dim_size), "max")
     if out is None:
         return largest, where
@@ -144,8 +146,8 @@ def segment_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None, reduce: 
 
     Args:
         src: floating, any shape.
-        indptr: (..., S + 1) int64 or int32, starts of the S segments and the end of the last one, not decreasing; leading
-            dimensions are broadcast to those of ``src``.
+        indptr: (..., S + 1) int64 or int32, starts of the S segments and the end of the last one, not decreasing;
+            leading dimensions are broadcast to those of ``src``.
         out: overwritten with the result and returned.
         reduce: "sum", "add", "mean", "min" or "max".
 

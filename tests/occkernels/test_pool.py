@@ -32,9 +32,7 @@ def twin(bins: Bins) -> Bins:
     return Bins(bins.layout, bins.index.cpu(), reference.sort_bins, bins.cells)
 
 
-def gradient(
-    function: Any, features: Tensor, bins: Bins, reduce: str, wide: bool = False
-) -> tuple[Tensor, Tensor]:
+def gradient(function: Any, features: Tensor, bins: Bins, reduce: str, wide: bool = False) -> tuple[Tensor, Tensor]:
     """Value and gradient in the features' dtype, computed in float64 on request."""
     leaf = (features.double() if wide else features.clone()).detach().requires_grad_()
     out = function(leaf, bins, reduce)
@@ -72,7 +70,8 @@ def test_dtypes(reduce: str, dtype: torch.dtype, device: str) -> None:
 @pytest.mark.parametrize("reduce", REDUCE)
 def test_all_points_in_one_cell(reduce: str, device: str) -> None:
     points = torch.full((2, 1500, 3), 0.1, device=device)
-    check(random_features(2, 1500, 5, dtype=torch.float64).to(device), occ.bin_points(points, LAYOUTS["planes"]), reduce)
+    features = random_features(2, 1500, 5, dtype=torch.float64).to(device)
+    check(features, occ.bin_points(points, LAYOUTS["planes"]), reduce)
 
 
 @pytest.mark.parametrize("reduce", REDUCE)
