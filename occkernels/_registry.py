@@ -59,7 +59,7 @@ def fold_batch(operator: Any, info: Any, dims: Sequence[int | None], args: Seque
         return moved.flatten(0, 1)
 
     results = operator(*(fold(argument, dim) for argument, dim in zip(args, dims, strict=True)))
-    return _unfold(results, lambda result: (result.unflatten(0, (size, result.shape[0] // size)), 0))
+    return _unfold(results, lambda result: (result.unflatten(0, (size, result.shape[0] // size)), 0))  # type: ignore[no-untyped-call]
 
 
 def fold_channels(
@@ -85,7 +85,7 @@ def fold_channels(
         return argument.movedim(dim, -2).flatten(-2)
 
     results = operator(*(fold(at) for at in range(len(args))))
-    return _unfold(results, lambda result: (result.unflatten(-1, (size, result.shape[-1] // size)), result.dim() - 1))
+    return _unfold(results, lambda result: (result.unflatten(-1, (size, result.shape[-1] // size)), result.dim() - 1))  # type: ignore[no-untyped-call]
 
 
 def _unfold(results: Any, unfold: Callable[[Tensor], tuple[Tensor, int]]) -> tuple[Any, Any]:

@@ -151,7 +151,7 @@ def _local_pool_mean_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ..
     return (_local_pool_mean(grad, *ctx.saved_tensors, ctx.cells), None, None, None, None)
 
 
-_local_pool_max = define(
+_local_pool_max: Any = define(
     "local_pool_max(Tensor selector, Tensor values, Tensor index, Tensor order, Tensor offsets, SymInt[] cells, "
     "bool transpose) -> Tensor",
     _local_pool_max_native,
@@ -160,7 +160,7 @@ _local_pool_max = define(
     setup_context=_local_pool_max_context,
     vmap=lambda info, dims, *args: fold_channels(_local_pool_max, info, dims, args, channels=(0, 1)),
 )
-_local_pool_mean = define(
+_local_pool_mean: Any = define(
     "local_pool_mean(Tensor features, Tensor index, Tensor order, Tensor offsets, SymInt[] cells) -> Tensor",
     _local_pool_mean_native,
     _local_pool_mean_fake,

@@ -345,7 +345,7 @@ def _scatter_index_fake(index: Tensor, cells: int) -> Tensor:
 
 
 _LINEAR = "Tensor index, Tensor? order, Tensor? offsets, SymInt[] cells, SymInt[] span"
-_scatter_cells = define(
+_scatter_cells: Any = define(
     f"scatter_cells(Tensor features, {_LINEAR}, int reduce) -> Tensor",
     _scatter_cells_native,
     _scatter_cells_fake,
@@ -354,7 +354,7 @@ _scatter_cells = define(
     vmap=lambda info, dims, *args: fold_channels(_scatter_cells, info, dims, args, channels=(0,)),
     autocast=torch.float32,
 )
-_gather_cells = define(
+_gather_cells: Any = define(
     f"gather_cells(Tensor values, {_LINEAR}, int reduce) -> Tensor",
     _gather_cells_native,
     _gather_cells_fake,
@@ -362,7 +362,7 @@ _gather_cells = define(
     setup_context=_linear_context,
     vmap=lambda info, dims, *args: fold_channels(_gather_cells, info, dims, args, channels=(0,)),
 )
-_scatter_max = define(
+_scatter_max: Any = define(
     f"scatter_max(Tensor features, {_LINEAR}, bool argmax) -> (Tensor, Tensor)",
     _scatter_max_native,
     _scatter_max_fake,
@@ -370,7 +370,7 @@ _scatter_max = define(
     setup_context=_scatter_max_context,
     vmap=lambda info, dims, *args: fold_channels(_scatter_max, info, dims, args, channels=(0,)),
 )
-_pick_points = define(
+_pick_points: Any = define(
     "pick_points(Tensor values, Tensor argmax, Tensor index, SymInt[] cells, SymInt[] span) -> Tensor",
     _pick_points_native,
     _pick_points_fake,
@@ -378,7 +378,7 @@ _pick_points = define(
     setup_context=_pick_context,
     vmap=lambda info, dims, *args: fold_channels(_pick_points, info, dims, args, channels=(0, 1)),
 )
-_unpick_points = define(
+_unpick_points: Any = define(
     "unpick_points(Tensor values, Tensor argmax, Tensor index, SymInt[] cells, SymInt[] span) -> Tensor",
     _unpick_points_native,
     _unpick_points_fake,
@@ -386,7 +386,7 @@ _unpick_points = define(
     setup_context=_pick_context,
     vmap=lambda info, dims, *args: fold_channels(_unpick_points, info, dims, args, channels=(0, 1)),
 )
-_scatter_index = define(
+_scatter_index: Any = define(
     "scatter_index(Tensor index, SymInt cells) -> Tensor",
     _scatter_index_native,
     _scatter_index_fake,

@@ -133,7 +133,8 @@ def sample_features_with_gradient(
         ValueError, TypeError: see ``sample_features``.
     """
     both = _sample("sample_features_with_gradient", query, layout, (planes, grid), (bases, basis_scale), reduce, True)
-    value, gradient = both.split([1, 3], dim=2)  # not by indexing, whose backward would fill two tensors with zeros
+    # Not by indexing, whose backward would fill two tensors with zeros.
+    value, gradient = torch.split(both, [1, 3], dim=2)
     return value.squeeze(2), gradient
 
 
