@@ -133,6 +133,7 @@ CASES: dict[str, Callable[[], tuple[Run, Run]]] = {
 @pytest.mark.parametrize("side", ["torch", "occkernels"])
 def test_sample(benchmark: Any, name: str, side: str) -> None:
     benchmark.group = name
+    benchmark.extra_info["path"] = side
     benchmark(CASES[name]()[("torch", "occkernels").index(side)])
 
 
