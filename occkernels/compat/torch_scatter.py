@@ -203,6 +203,8 @@ def _reduce(src: Tensor, index: Tensor, dim: int, size: int, reduce: str) -> tup
     shared = [d for d in others if index.shape[d] == 1 or index.stride(d) == 0]
     order = [*(d for d in others if d not in shared), dim, *shared]
     batch = len(order) - len(shared) - 1
+    for d in shared:
+        index = index.narrow(d, 0, 1) if index.shape[d] else index
     rows = index.expand([1 if d in shared else src.shape[d] for d in range(src.dim())]).permute(order)
     moved = src.permute(order)
     sizes = list(moved.shape)

@@ -40,8 +40,9 @@ def loop(src: Tensor, index: Tensor, dim: int, reduce: str) -> tuple[Tensor, Ten
     if index.dim() == 1:
         index = index.view(*[1] * dim, -1)
     index = index.view(*index.shape, *[1] * (src.dim() - index.dim())).expand(src.shape)
-    lines = src.movedim(dim, -1).reshape(-1, src.shape[dim]).tolist()
-    targets = index.movedim(dim, -1).reshape(-1, src.shape[dim]).tolist()
+    flat = (math.prod(size for d, size in enumerate(src.shape) if d != dim), src.shape[dim])
+    lines = src.movedim(dim, -1).reshape(flat).tolist()
+    targets = index.movedim(dim, -1).reshape(flat).tolist()
     values, places = [], []
     for line, rows in zip(lines, targets, strict=True):
         members = [[at for at, row in enumerate(rows) if row == number] for number in range(ROWS)]

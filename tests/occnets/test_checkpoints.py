@@ -157,8 +157,9 @@ def test_long_lists_of_keys_are_cut(model: torch.nn.Module) -> None:
 
 def test_bundled_models_go_by_name(model: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_model(model, tmp_path / "tiny", CONFIG, half=True)
-    monkeypatch.setattr(checkpoints, "WEIGHTS_FOLDER", tmp_path)
+    # The importing module first: imported after the patch it would copy the patched value and keep it.
     monkeypatch.setattr("occnets.zoo.WEIGHTS_FOLDER", tmp_path)
+    monkeypatch.setattr(checkpoints, "WEIGHTS_FOLDER", tmp_path)
     assert checkpoints.pretrained_names() == ["tiny"]
     assert occnets.list_models()[0] == "tiny"
     assert occnets.model_info("tiny").pretrained

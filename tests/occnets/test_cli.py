@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -311,7 +312,9 @@ def test_process_interrupted(tmp_path: Path) -> None:
     fifo = tmp_path / "slow.xyz"
     os.mkfifo(fifo)  # reading it blocks until the signal comes
     words = [sys.executable, "-m", "occnets", "reconstruct", str(fifo), "-o", str(tmp_path / "m.ply")]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    # A test run in the background of a shell ignores SIGINT, and children inherit that.
+    attend = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=attend)
     writer = os.open(fifo, os.O_WRONLY)  # returns once the process has opened the file
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
