@@ -9,6 +9,7 @@ from occkernels.mesh import Mesh, MeshBatch
 from occkernels.pool import local_pool
 from occkernels.pool_scatter import scatter, scatter_grid, scatter_planes
 from occkernels.sample import sample_features, sample_features_with_gradient, sample_grid, sample_planes
+from occkernels.sparse import SparseVolume
 
 __version__ = "0.1.0"
 
@@ -17,6 +18,7 @@ __all__ = [
     "FeatureLayout",
     "Mesh",
     "MeshBatch",
+    "SparseVolume",
     "bin_points",
     "bins_from_index",
     "has_cuda",

@@ -23,6 +23,7 @@ FOUNDATIONS = {
     "bins",
     "mesh",
     "_marching_cubes_table",
+    "sparse",
 }  # what every operator family may use
 
 
