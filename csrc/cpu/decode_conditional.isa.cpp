@@ -47,10 +47,9 @@ Norm norm_of(const Stage& s, int64_t stage) { return {s.scales(stage), s.scales(
 void run_layers(const Stage& s) {
   const ConditionalJob& job = s.job;
   const int64_t width = s.width;
-  const Factor none{nullptr, 0, nullptr, 0};
   const float* offset = job.offset ? job.offset + s.b * width : nullptr;
   const Norm first = norm_of(s, 0);
-  multiply(s.rows, job.hidden, job.weights + s.shape.position_bias(), Factor{s.position, 4, job.weights, 3}, none,
+  multiply(s.rows, job.hidden, job.weights + s.shape.position_bias(), Factor{s.position, 4, job.weights, 3}, kNoFactor,
            [&](int row, int64_t column, Vector sum) {
              const Vector value = offset ? sum + load(offset + column) : sum;
              store_simd(s.net + row * width + column, value);
@@ -63,14 +62,14 @@ void run_layers(const Stage& s) {
     const float* bias = job.weights + s.shape.bias(layer);
     float* to = from == s.x ? s.h : s.x;
     if (job.residual && layer % 2 == 1) {
-      multiply(s.rows, job.hidden, bias, factor, none, [&](int row, int64_t column, Vector sum) {
+      multiply(s.rows, job.hidden, bias, factor, kNoFactor, [&](int row, int64_t column, Vector sum) {
         float* at = s.net + row * width + column;
         const Vector value = sum + load(at);
         store_simd(at, value);
         store_simd(to + row * width + column, norm(column, value));
       });
     } else {
-      multiply(s.rows, job.hidden, bias, factor, none, [&](int row, int64_t column, Vector sum) {
+      multiply(s.rows, job.hidden, bias, factor, kNoFactor, [&](int row, int64_t column, Vector sum) {
         store_simd(to + row * width + column, norm(column, sum));
       });
     }

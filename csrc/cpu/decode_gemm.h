@@ -27,13 +27,19 @@ using Vector = Simd<float, kVector>;
 
 constexpr int kRowStep = 12;  // tiles hold a multiple of this: every MR below divides it
 
-// Rows of a tile as one factor: K inputs a row, and the packed weights they meet.
+// Rows of a tile as one factor: K inputs a row, and the packed weights they meet: K inputs out of the `height` inputs
+// of a panel.
 struct Factor {
   const float* rows;
   int64_t stride;
   const float* weights;
-  int64_t inputs;
+  int64_t inputs, height;
+
+  constexpr Factor(const float* r, int64_t s, const float* w, int64_t k) : Factor(r, s, w, k, k) {}
+  constexpr Factor(const float* r, int64_t s, const float* w, int64_t k, int64_t h)
+      : rows(r), stride(s), weights(w), inputs(k), height(h) {}
 };
+constexpr Factor kNoFactor{nullptr, 0, nullptr, 0};
 
 #if defined(OCC_VECTOR_TYPES)
 // Negative values become 0, NaN stays.
@@ -86,8 +92,8 @@ OCC_INLINE void step(const float* rows, int64_t stride, const float* weights, in
 template <int MR, int NR>
 OCC_INLINE void accumulate(const Factor& factor, int64_t row, int64_t column, Vector (*sum)[NR]) {
   const float* rows = factor.rows + row * factor.stride;
-  const float* weights = factor.weights + column / kPanel * kPanel * factor.inputs + column % kPanel;
-  const int64_t stride = factor.stride, next = factor.inputs * kPanel;
+  const float* weights = factor.weights + column / kPanel * kPanel * factor.height + column % kPanel;
+  const int64_t stride = factor.stride, next = factor.height * kPanel;
   for (const float* end = rows + factor.inputs; rows < end; ++rows, weights += kPanel) {
     step<MR, NR>(rows, stride, weights, next, sum);
   }

@@ -126,15 +126,20 @@ OCC_INLINE void locate(const Maps& maps, int k, Spots& spots) {
   }
 }
 
-// Completes spots whose first `count` places hold x, y and z.
-OCC_INLINE void locate_all(const Maps& maps, int64_t shape, int count, Spots& spots) {
-  spots.shape = shape;
+// Repeats the first of `count` queries over the places beyond.
+OCC_INLINE void fill_places(Spots& spots, int count) {
   spots.count = count;
   spots.places = (count + Spots::kStep - 1) / Spots::kStep * Spots::kStep;
   for (int axis = 0; axis < 3; ++axis) {
     float* column = spots.columns.at[axis];
     for (int q = count; q < spots.places; ++q) column[q] = column[0];
   }
+}
+
+// Completes spots whose first `count` places hold x, y and z.
+OCC_INLINE void locate_all(const Maps& maps, int64_t shape, int count, Spots& spots) {
+  spots.shape = shape;
+  fill_places(spots, count);
   project_columns(maps, spots);
   for (int k = 0; k < maps.count; ++k) locate(maps, k, spots);
 }
@@ -207,17 +212,22 @@ void gather_map(const Maps& maps, int k, const Spots& spots, int count, bool add
   }
 }
 
-// Features of the first `count` places into rows.
+// Features of the first `count` places into rows; maps marked in `left_out` (or null) count as zeros.
 template <class T>
-void gather_rows(const Maps& maps, const Spots& spots, int count, float* rows, int64_t stride) {
+void gather_rows(const Maps& maps, const Spots& spots, int count, const bool* left_out, float* rows, int64_t stride) {
+  bool add = false;
   for (int k = 0; k < maps.count; ++k) {
     float* to = rows + (maps.job.concat ? k * maps.channels : 0);
-    const bool add = k > 0 && !maps.job.concat;
+    if (left_out && left_out[k]) {
+      for (int q = 0; q < count && maps.job.concat; ++q) memset(to + q * stride, 0, maps.channels * sizeof(float));
+      continue;
+    }
     if (maps.rule[k].axes == 2) {
       gather_map<T, 2>(maps, k, spots, count, add, to, stride);
     } else {
       gather_map<T, 3>(maps, k, spots, count, add, to, stride);
     }
+    add = !maps.job.concat;
   }
 }
 
