@@ -46,9 +46,7 @@ $(VENV)/bin/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(VENV)/.installed: $(SOURCES) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install -c constraints.txt --force-reinstall --no-deps .
-	$(BIN)/python -m pip install --quiet -c constraints.txt '.[train,test]'
+	$(BIN)/python -m pip install -c constraints.txt '.[train,test]'
 	@touch $@
 
 $(VENV)/.lint: pyproject.toml | $(VENV)/.installed

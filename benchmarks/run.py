@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Runs the benchmarks and prints one row a path: median time and its ratio to ours, measured in the same run.
 
-Benchmarks are pytest-benchmark tests named ``bench_*.py``. Tests that share a ``group`` do the same job on the same input
+Benchmarks are pytest-benchmark tests in ``bench_*.py``. Tests that share a ``group`` do the same job on the same input
 (their outputs are compared before anything is timed); the one whose ``extra_info["path"]`` is ``"occkernels"`` is ours.
 
     python benchmarks/run.py [--threads 2] [--json FILE] [pytest arguments, e.g. -k sample]

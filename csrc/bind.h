@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// entry(&function): the function as Python calls it. Pointers become integers (addresses), a Layout becomes a tuple,
-// the GIL is released while it runs.
+// entry(&function): the function as Python calls it. Pointers become integers (addresses), Layout and BinShape become
+// tuples, the GIL is released while it runs.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "math/bins.h"
 #include "math/layout.h"
 
 #define OCC_STRING_(x) #x
@@ -33,6 +34,28 @@ struct type_caster<occ::Layout> {
     if (spec.size() != 6) return false;
     value = occ::make_layout(spec[0].cast<int>(), spec[1].cast<int>(), spec[2].cast<int>(), spec[3].cast<int>(),
                              spec[4].cast<bool>(), spec[5].cast<double>());
+    return true;
+  }
+};
+
+template <>
+struct type_caster<occ::BinShape> {
+  PYBIND11_TYPE_CASTER(occ::BinShape, const_name("tuple[int, int, int, tuple[int, ...], int, int, int]"));
+  bool load(handle source, bool) {
+    if (!isinstance<tuple>(source)) return false;
+    const auto spec = reinterpret_borrow<tuple>(source);
+    if (spec.size() != 7) return false;
+    const auto cells = spec[3].cast<sequence>();
+    if (cells.size() > occ::kMaxMaps) return false;
+    value = occ::BinShape{};
+    value.batch = spec[0].cast<int64_t>();
+    value.count = spec[1].cast<int64_t>();
+    value.channels = spec[2].cast<int64_t>();
+    value.maps = static_cast<int>(cells.size());
+    for (int k = 0; k < value.maps; ++k) value.cells[k] = cells[k].cast<int64_t>();
+    value.first = spec[4].cast<int>();
+    value.last = spec[5].cast<int>();
+    value.target = spec[6].cast<int64_t>();
     return true;
   }
 };

@@ -4,10 +4,22 @@
 
 #include "bind.h"
 #include "cuda/bins.h"
+#include "cuda/pool.h"
+#include "cuda/sample.h"
 
 inline void bind_cuda(pybind11::module_& m) {
   using occ::entry;
   m.def("bin_index_cuda", entry(&occ::cuda::bin_index));
   m.def("sort_bins_workspace_cuda", entry(&occ::cuda::sort_bins_workspace));
   m.def("sort_bins_cuda", entry(&occ::cuda::sort_bins));
+  m.def("local_pool_max_cuda", entry(&occ::cuda::local_pool_max));
+  m.def("local_pool_mean_cuda", entry(&occ::cuda::local_pool_mean));
+  m.def("scatter_cells_cuda", entry(&occ::cuda::scatter_cells));
+  m.def("gather_cells_cuda", entry(&occ::cuda::gather_cells));
+  m.def("pick_points_cuda", entry(&occ::cuda::pick_points));
+  m.def("unpick_points_cuda", entry(&occ::cuda::unpick_points));
+  m.def("sample_gather_cuda", entry(&occ::cuda::sample_gather));
+  m.def("sample_contract_cuda", entry(&occ::cuda::sample_contract));
+  m.def("sample_index_cuda", entry(&occ::cuda::sample_index));
+  m.def("sample_scatter_cuda", entry(&occ::cuda::sample_scatter));
 }

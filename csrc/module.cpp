@@ -10,6 +10,8 @@
 #include "common/isa.h"
 #include "cpu/bins.h"
 #include "cpu/marching_cubes.h"
+#include "cpu/pool.h"
+#include "cpu/sample.h"
 #if defined(OCC_WITH_CUDA)
 #include "bind_cuda.h"
 #endif
@@ -50,6 +52,16 @@ PYBIND11_MODULE(_C, m) {
   m.def("sort_bins_cpu", entry(&occ::cpu::sort_bins));
   m.def("marching_cubes_count_cpu", entry(&occ::cpu::marching_cubes_count));
   m.def("marching_cubes_emit_cpu", entry(&occ::cpu::marching_cubes_emit));
+  m.def("local_pool_max_cpu", entry(&occ::cpu::local_pool_max));
+  m.def("local_pool_mean_cpu", entry(&occ::cpu::local_pool_mean));
+  m.def("scatter_cells_cpu", entry(&occ::cpu::scatter_cells));
+  m.def("gather_cells_cpu", entry(&occ::cpu::gather_cells));
+  m.def("pick_points_cpu", entry(&occ::cpu::pick_points));
+  m.def("unpick_points_cpu", entry(&occ::cpu::unpick_points));
+  m.def("sample_gather_cpu", entry(&occ::cpu::sample_gather));
+  m.def("sample_contract_cpu", entry(&occ::cpu::sample_contract));
+  m.def("sample_index_cpu", entry(&occ::cpu::sample_index));
+  m.def("sample_scatter_cpu", entry(&occ::cpu::sample_scatter));
 
 #if defined(OCC_WITH_CUDA)
   bind_cuda(m);

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from occnets.io import Geometry, PointCloud, sample_surface, write_mesh
 
 import occkernels
+from occnets.io import Geometry, PointCloud, sample_surface, write_mesh
 
 WIDTH = 240.0  # millimetres from the handle to the tip of the spout
 PLACE = np.array([640.0, 0.0, 415.0])  # where on the table it stands

@@ -70,6 +70,11 @@ def dtype_code(tensor: Tensor, where: str) -> int:
         ) from None
 
 
+def stores_half(tensor: Tensor) -> bool:
+    """Whether the pooling code for the tensor's device reads half precision itself: on CUDA, to save bandwidth."""
+    return tensor.device.type != "cpu" or _cuda_host is not None
+
+
 def _address(argument: Any) -> Any:
     if isinstance(argument, Tensor):
         return argument.data_ptr()

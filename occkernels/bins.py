@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from occkernels._checks import check_tensor
 from occkernels._native import call, dtype_code
-from occkernels._registry import define
+from occkernels._registry import define, fold_batch
 from occkernels.layout import Bins, FeatureLayout
 
 
@@ -167,9 +169,15 @@ def _sort_bins_fake(index: Tensor, cells: list[int]) -> tuple[Tensor, Tensor]:
     return index.new_empty(index.shape), offsets
 
 
-_bin_index = define(
+_bin_index: Any = define(
     "bin_index(Tensor points, Tensor? bases, Tensor? scales, Tensor? lengths, int[] layout, float padding) -> Tensor",
     _bin_index_native,
     _bin_index_fake,
+    vmap=lambda info, dims, *args: fold_batch(_bin_index, info, dims, args),
 )
-_sort_bins = define("sort_bins(Tensor index, int[] cells) -> (Tensor, Tensor)", _sort_bins_native, _sort_bins_fake)
+_sort_bins: Any = define(
+    "sort_bins(Tensor index, SymInt[] cells) -> (Tensor, Tensor)",
+    _sort_bins_native,
+    _sort_bins_fake,
+    vmap=lambda info, dims, *args: fold_batch(_sort_bins, info, dims, args),
+)

@@ -124,6 +124,11 @@ class Bins:
         """(B, Σ(cells_k + 1)) int32: the maps' cell starts in ``order``, one map after another."""
         return self._sort()[1]
 
+    @property
+    def is_sorted(self) -> bool:
+        """Whether the points have been sorted already."""
+        return self._sorted is not None
+
     def map_index(self, name: str) -> Tensor:
         """(B, N) int32 cells of one map, e.g. ``"xz"`` or ``"grid"``."""
         return self.index[:, self.layout.maps.index(name)]

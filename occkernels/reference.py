@@ -108,11 +108,11 @@ def _reduce_cells(features: Tensor, index: Tensor, cells: int, reduce: str) -> T
 
 
 def _arg_max(wide: Tensor, slot: Tensor, cells: int) -> Tensor:
-    """Lowest index of the maximum per cell and channel; N where the cell is empty."""
+    """Lowest index of the maximum per cell and channel; N where the cell is empty. A NaN is the maximum of its cell."""
     batch, count, channels = wide.shape
     best = wide.new_full((batch, cells, channels), -torch.inf).scatter_reduce(1, slot, wide, "amax")
     number = torch.arange(count, device=wide.device)[None, :, None].expand_as(slot)
-    at_best = torch.where(wide == best.gather(1, slot), number, count)
+    at_best = torch.where((wide == best.gather(1, slot)) | wide.isnan(), number, count)
     return torch.full_like(best, count, dtype=torch.long).scatter_reduce(1, slot, at_best, "amin")
 
 

@@ -63,7 +63,8 @@ struct half_t {
       const float value = static_cast<float>(mantissa) * 5.9604644775390625e-8f;  // 2^-24
       return sign ? -value : value;
     }
-    const uint32_t widened = exponent == 31 ? 0x7f800000u | (mantissa << 13) : ((exponent + 112u) << 23) | (mantissa << 13);
+    const uint32_t widened =
+        exponent == 31 ? 0x7f800000u | (mantissa << 13) : ((exponent + 112u) << 23) | (mantissa << 13);
     return bit_cast<float>(sign | widened);
 #endif
   }
@@ -105,11 +106,20 @@ struct tag {
 template <class F>
 void dispatch(int dtype, F&& fn) {
   switch (dtype) {
-    case kFloat32: fn(tag<float>{}); return;
-    case kFloat64: fn(tag<double>{}); return;
-    case kFloat16: fn(tag<half_t>{}); return;
-    case kBFloat16: fn(tag<bf16_t>{}); return;
-    default: throw std::invalid_argument("occkernels: unknown dtype code " + std::to_string(dtype));
+    case kFloat32:
+      fn(tag<float>{});
+      return;
+    case kFloat64:
+      fn(tag<double>{});
+      return;
+    case kFloat16:
+      fn(tag<half_t>{});
+      return;
+    case kBFloat16:
+      fn(tag<bf16_t>{});
+      return;
+    default:
+      throw std::invalid_argument("occkernels: unknown dtype code " + std::to_string(dtype));
   }
 }
 

@@ -2,51 +2,111 @@
 #include "cpu/bins.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "common/parallel.h"
 #include "common/types.h"
+#include "cpu/bins_jobs.h"
 
 namespace occ::cpu {
 namespace {
 
-constexpr int64_t kPointBlock = 8192;
+constexpr int64_t kPointBlock = 1024;  // its coordinates and cells stay in the first-level cache
+
+template <class S>
+struct Block {
+  S axis[3][kPointBlock], t[kPointBlock];
+  int32_t cell[3][kPointBlock];
+  int64_t size;
+};
+
+template <class T, class S>
+void load_points(const T* points, Block<S>& block) {
+  if constexpr (std::is_same_v<T, S>) {
+    OCC_CALL_ISA(split_points, points, block.size, block.axis[0], block.axis[1], block.axis[2]);
+  } else {
+    for (int64_t i = 0; i < block.size; ++i) {
+      for (int axis = 0; axis < 3; ++axis) block.axis[axis][i] = static_cast<S>(points[3 * i + axis]);
+    }
+  }
+}
+
+// Cells of a block in the maps that share the axis-aligned normalisation: the canonical planes, then the grid.
+template <class S>
+void aligned_maps(const Layout& layout, const Normalizer<S>& n, Block<S>& block, int32_t* index, int64_t count) {
+  const int64_t size = block.size;
+  const int r = layout.plane_resolution;
+  for (int axis = 0; axis < 3 && layout.canonical > 0; ++axis) {
+    OCC_CALL_ISA(divide_axis, block.axis[axis], size, n.plane_width, S(0.5), block.t);
+    OCC_CALL_ISA(axis_cells, block.t, size, n.plane_top, r, block.cell[axis]);
+  }
+  for (int map = 0; map < layout.canonical; ++map) {
+    OCC_CALL_ISA(join_cells, block.cell[layout.axes[map][0]], block.cell[layout.axes[map][1]], size, r,
+                 index + map * count);
+  }
+  if (!layout.has_grid()) return;
+  const int g = layout.grid_resolution;
+  for (int axis = 0; axis < 3; ++axis) {
+    OCC_CALL_ISA(divide_axis, block.axis[axis], size, n.grid_width, S(0.5), block.t);
+    OCC_CALL_ISA(axis_cells, block.t, size, n.grid_top, g, block.cell[axis]);
+  }
+  int32_t* slice = index + layout.planes() * count;
+  OCC_CALL_ISA(join_cells, block.cell[1], block.cell[2], size, g, slice);
+  OCC_CALL_ISA(join_cells, block.cell[0], slice, size, g, slice);
+}
+
+template <class T, class S>
+void dynamic_maps(const Layout& layout, const Normalizer<S>& n, const T* bases, const T* scales, Block<S>& block,
+                  int32_t* index, int64_t count) {
+  for (int axis = 0; axis < 3; ++axis) {
+    OCC_CALL_ISA(divide_axis, block.axis[axis], block.size, n.half_width, S(0), block.axis[axis]);
+  }
+  const int r = layout.plane_resolution;
+  for (int l = 0; l < layout.dynamic; ++l) {
+    for (int axis = 0; axis < 2; ++axis) {
+      const T* source = bases + 9 * l + 3 * axis;
+      const S row[3] = {static_cast<S>(source[0]), static_cast<S>(source[1]), static_cast<S>(source[2])};
+      OCC_CALL_ISA(project_axis, block.axis[0], block.axis[1], block.axis[2], block.size, row,
+                   static_cast<S>(scales[l]), block.t);
+      OCC_CALL_ISA(axis_cells, block.t, block.size, n.plane_top, r, block.cell[axis]);
+    }
+    OCC_CALL_ISA(join_cells, block.cell[0], block.cell[1], block.size, r, index + (layout.canonical + l) * count);
+  }
+}
 
 template <class T>
-void bin_index_typed(const T* points, const T* bases, const T* scales, const int64_t* lengths, int32_t* index, int64_t batch,
-                     int64_t count, const Layout& layout, int threads) {
+void bin_index_typed(const T* points, const T* bases, const T* scales, const int64_t* lengths, int32_t* index,
+                     int64_t batch, int64_t count, const Layout& layout, int threads) {
   using S = acc_t<T>;
   const Normalizer<S> normalizer(layout.padding);
-  const int maps = layout.maps();
+  const int64_t maps = layout.maps();
   const int64_t blocks = (count + kPointBlock - 1) / kPointBlock;
   parallel_for(threads, batch * blocks, [&](int64_t task) {
     const int64_t b = task / blocks;
     const int64_t begin = (task % blocks) * kPointBlock;
     const int64_t end = std::min(begin + kPointBlock, count);
-    const int64_t length = lengths ? lengths[b] : count;
-    S basis[9 * kMaxMaps], scale[kMaxMaps];
-    for (int l = 0; l < layout.dynamic; ++l) {
-      for (int e = 0; e < 9; ++e) basis[9 * l + e] = static_cast<S>(bases[(b * layout.dynamic + l) * 9 + e]);
-      scale[l] = static_cast<S>(scales[b * layout.dynamic + l]);
+    const int64_t length = lengths ? std::clamp(lengths[b], begin, end) : end;
+    int32_t* rows = index + b * maps * count + begin;
+    Block<S> block;
+    block.size = length - begin;
+    load_points(points + (b * count + begin) * 3, block);
+    aligned_maps(layout, normalizer, block, rows, count);
+    if (layout.dynamic > 0) {
+      dynamic_maps(layout, normalizer, bases + b * layout.dynamic * 9, scales + b * layout.dynamic, block, rows, count);
     }
-    for (int map = 0; map < maps; ++map) {
-      int32_t* row = index + (b * maps + map) * count;
-      for (int64_t n = begin; n < end; ++n) {
-        const T* source = points + (b * count + n) * 3;
-        const S p[3] = {static_cast<S>(source[0]), static_cast<S>(source[1]), static_cast<S>(source[2])};
-        row[n] = n < length ? cell_index(layout, normalizer, map, basis, scale, p) : -1;
-      }
-    }
+    for (int64_t map = 0; map < maps; ++map)
+      std::fill(rows + map * count + length - begin, rows + map * count + end - begin, -1);
   });
 }
 
 }  // namespace
 
-void bin_index(const void* points, int dtype, const void* bases, const void* scales, const int64_t* lengths, int32_t* index,
-               int64_t batch, int64_t count, const Layout& layout, int threads) {
+void bin_index(const void* points, int dtype, const void* bases, const void* scales, const int64_t* lengths,
+               int32_t* index, int64_t batch, int64_t count, const Layout& layout, int threads) {
   dispatch(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    bin_index_typed(static_cast<const T*>(points), static_cast<const T*>(bases), static_cast<const T*>(scales), lengths, index,
-                    batch, count, layout, threads);
+    bin_index_typed(static_cast<const T*>(points), static_cast<const T*>(bases), static_cast<const T*>(scales), lengths,
+                    index, batch, count, layout, threads);
   });
 }
 
@@ -63,7 +123,8 @@ void sort_bins(const int32_t* index, const int64_t* cells, int32_t* order, int32
     const int32_t* keys = index + task * count;
     int32_t* places = order + task * count;
     int32_t* starts = offsets + base;
-    // starts[c + 1] first counts, then becomes the running write position of cell c, and ends as the start of cell c + 1.
+    // starts[c + 1] first counts, then becomes the running write position of cell c, and ends as the start of cell c
+    // + 1.
     std::fill(starts, starts + cells[map] + 1, 0);
     int32_t valid = 0;
     for (int64_t n = 0; n < count; ++n) {

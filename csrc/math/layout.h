@@ -35,7 +35,8 @@ struct Layout {
   }
 };
 
-inline Layout make_layout(int mask, int dynamic, int plane_resolution, int grid_resolution, bool cells, double padding) {
+inline Layout make_layout(int mask, int dynamic, int plane_resolution, int grid_resolution, bool cells,
+                          double padding) {
   constexpr int kAxes[3][2] = {{0, 2}, {0, 1}, {1, 2}};
   Layout layout;
   for (int plane = 0; plane < 3; ++plane) {
@@ -110,8 +111,8 @@ OCC_HD OCC_INLINE int32_t cell_of(S t, S top, int resolution) {
 
 // Cell of a point in a map, first coordinate fastest. `basis` and `scale` are those of the sample's dynamic planes.
 template <class S>
-OCC_HD OCC_INLINE int32_t cell_index(const Layout& layout, const Normalizer<S>& n, int map, const S* basis, const S* scale,
-                                     const S* p) {
+OCC_HD OCC_INLINE int32_t cell_index(const Layout& layout, const Normalizer<S>& n, int map, const S* basis,
+                                     const S* scale, const S* p) {
   S t[3];
   if (map >= layout.planes()) {
     const int r = layout.grid_resolution;

@@ -79,7 +79,8 @@ def _add_reconstruct(commands: Any) -> None:
     add("--config", help="configuration of a weights file: a YAML file or a packaged name")
     add("--resolution", type=int, default=128, metavar="R", help="lattice cells along a side [%(default)s]")
     add("--threshold", type=float, metavar="P", help="occupancy probability of the surface [the model's]")
-    add("--ensemble", type=int, default=1, metavar="K", help="average over K orientations of the input, 1 to 48 [1]")
+    add("--ensemble", type=int, metavar="K", help="average over K orientations of the input, 1 to 48 [the model's]")
+    add("--no-fit", action="store_true", help="keep the network's surface; do not move it onto the points")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N [%(default)s]")
     keep = group.add_mutually_exclusive_group()
     keep.add_argument("--largest", action="store_true", help="keep only the largest body and the cavities in it")
@@ -264,6 +265,7 @@ def _options(args: argparse.Namespace) -> Any:
         max_points=args.points,
         seed=args.seed,
         ensemble=args.ensemble,
+        fit=not args.no_fit,
         outliers=args.outliers,
         components="largest" if args.largest else "all" if args.keep_all else "clean",
         normals=args.normals,

@@ -29,13 +29,13 @@ DEFAULT_CONFIG = "default"
 
 _TOP = ("method", "inherit_from", "degrees")
 # Keys that the family's files carry beside those of default.yaml, section by section (some of them have no effect there
-# either), and this project's own: model.registration.
+# either), and this project's own: model.registration, test.ensemble.
 _MORE_KEYS: dict[str, str] = {
     "data": "unit_size query_vol_size with_transforms",
     "model": "encoder_latent encoder_latent_kwargs z_dim use_camera dmc_weight_prior local_coord pos_encoding "
     "n_channels use_poincloud registration",
     "training": "similarity beta_vae",
-    "test": "",
+    "test": "ensemble",
     "generation": "refine n_x n_z latent_number latent_H latent_W latent_ny latent_nx latent_repeat",
     "preprocessor": "type config model_file",
     "test_optim": "onlyencoder learning_rate decay_rate n_iter n_step batch_size npoints_surf npoints_nonsurf sigma "

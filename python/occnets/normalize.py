@@ -67,7 +67,7 @@ def clean_cloud(points: NDArray, *, outliers: str = "auto", seed: int = 0) -> Cl
 
     Args:
         points: (N, 3), any units.
-        outliers: ``"auto"`` removes only points far from everything else, which would spoil the scale;
+        outliers: ``"auto"`` removes only points and small groups far from everything else, which would spoil the scale;
             ``"strong"`` also removes those whose neighbours are two standard deviations further away than usual;
             ``"off"`` keeps all.
         seed: of the random subset of 300,000 points that larger scans are reduced to first.
@@ -149,6 +149,7 @@ def _without_outliers(points: NDArray, mode: str) -> tuple[NDArray[np.bool_], tu
     if (~keep).mean() > 0.05:
         # That many are no strays but a sparse part of the object.
         keep = everything
+    keep &= ~_far_crumbs(points, 8.0 * float(np.median(far)))
     if mode == "strong":
         mean = distances.mean(axis=1)
         keep &= mean <= float(mean[keep].mean() + 2.0 * mean[keep].std())
@@ -159,6 +160,28 @@ def _without_outliers(points: NDArray, mode: str) -> tuple[NDArray[np.bool_], tu
     return keep, (
         f"removed {removed} outlying point{'s' * (removed != 1)} ({share:.2g} %); '--outliers off' keeps them",
     )
+
+
+def _far_crumbs(points: NDArray, gap: float) -> NDArray[np.bool_]:
+    """(N,) mask of small groups of points that stand apart and blow up the bounding box, as birds and cables do.
+
+    Groups are connected by steps of at most ``gap``. Those below one percent of the points are crumbs, if they are five
+    percent or less altogether, and if the longest side shrinks by a quarter or more without them; otherwise none are.
+    """
+    from scipy import sparse
+    from scipy.sparse import csgraph
+
+    sample = points[:: max(1, len(points) // 20_000)]
+    tree = cKDTree(sample)
+    pairs = tree.query_pairs(gap, output_type="ndarray")
+    links = sparse.coo_matrix((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), (len(sample),) * 2)
+    _, labels = csgraph.connected_components(links, directed=False)
+    groups = labels[tree.query(points)[1]]
+    crumbs = (np.bincount(groups) < 0.01 * len(points))[groups]
+    if not crumbs.any() or crumbs.mean() > 0.05:
+        return np.zeros(len(points), dtype=bool)
+    shrunk = np.ptp(points[~crumbs], axis=0).max() <= 0.75 * np.ptp(points, axis=0).max()
+    return crumbs if shrunk else np.zeros(len(points), dtype=bool)
 
 
 def estimate_noise(points: NDArray, *, neighbours: int = 16, samples: int = 1000, seed: int = 0) -> float:

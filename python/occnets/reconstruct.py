@@ -20,8 +20,9 @@ from torch import Tensor
 import occkernels
 from occnets.components import COMPONENT_MODES, compact, find_parts, kept_faces, mesh_statistics
 from occnets.field import Lattice, evaluate_lattice
+from occnets.fit import fit_to_points, vertex_normals
 from occnets.io import PointCloud
-from occnets.normalize import OUTLIER_MODES, CleanCloud, Frame, clean_cloud, subsample
+from occnets.normalize import OUTLIER_MODES, CleanCloud, clean_cloud, subsample
 
 if TYPE_CHECKING:
     import trimesh
@@ -51,7 +52,8 @@ class ReconstructionConfig:
         max_points: at most so many points are given to the network, drawn at random; None takes the model's maximum.
         seed: of every random choice.
         ensemble: average over so many orientations of the input (1 to 48, cube rotations and reflections); costs
-            that many times the network's time.
+            that many times the network's time. None takes the model's ``test.ensemble``, or 1.
+        fit: move the surface onto the points afterwards, see `occnets.fit`.
         outliers: ``"auto"``, ``"strong"`` or ``"off"``, see `occnets.normalize.clean_cloud`.
         components: ``"clean"`` drops crumbs, ``"largest"`` keeps one body, ``"all"`` keeps everything.
         normals: compute vertex normals from the field's gradient.
@@ -62,7 +64,8 @@ class ReconstructionConfig:
     threshold: float | None = None
     max_points: int | None = None
     seed: int = 0
-    ensemble: int = 1
+    ensemble: int | None = None
+    fit: bool = True
     outliers: str = "auto"
     components: str = "clean"
     normals: bool = False
@@ -71,6 +74,8 @@ class ReconstructionConfig:
     def __post_init__(self) -> None:
         for name, low, high in (("resolution", 8, 2048), ("ensemble", 1, 48), ("chunk", 1, 2**31), ("seed", 0, 2**63)):
             value = getattr(self, name)
+            if value is None and name == "ensemble":
+                continue
             if not isinstance(value, (int, np.integer)) or not low <= value <= high:
                 raise ValueError(
                     f"ReconstructionConfig: `{name}` must be a whole number from {low} to {high}, got {value}"
@@ -207,9 +212,10 @@ class Reconstructor:
             unit = torch.from_numpy(clean.frame.to_unit(chosen).astype(np.float32)).to(self.device)
         notes += [*clean.warnings, *self._range_warnings(len(clean.points), clean.noise)]
         level, threshold = self._level(settings.threshold)
+        ensemble = settings.ensemble or int((self.config.get("test") or {}).get("ensemble") or 1)
         with torch.inference_mode():
             with clock.stage("encode"):
-                decode = _Ensemble(self.model, unit, settings.ensemble)
+                decode = _Ensemble(self.model, unit, ensemble)
             with clock.stage("evaluate"):
                 lattice = evaluate_lattice(
                     decode,
@@ -224,10 +230,15 @@ class Reconstructor:
                 extracted = _extract(lattice, level, threshold, settings.normals)
                 notes += _border_warning(lattice, level)
         with clock.stage("finish"):
-            mesh, removed = _finish(*extracted, clean.frame, settings.components)
+            mesh, removed = _finish(*extracted, clean, settings)
             stats = {
                 "input": _input_statistics(raw, clean, len(chosen)),
-                "settings": {**dataclasses.asdict(settings), "threshold": threshold, "max_points": int(limit)},
+                "settings": {
+                    **dataclasses.asdict(settings),
+                    "threshold": threshold,
+                    "max_points": int(limit),
+                    "ensemble": ensemble,
+                },
                 "field": {"nodes": lattice.values.numel(), "evaluated": lattice.evaluated},
                 "mesh": {
                     **mesh_statistics(np.asarray(mesh.vertices), np.asarray(mesh.faces)),
@@ -359,18 +370,22 @@ def _border_warning(lattice: Lattice, level: float) -> list[str]:
 
 
 def _finish(
-    vertices: NDArray, faces: NDArray, normals: NDArray | None, frame: Frame, mode: str
+    vertices: NDArray, faces: NDArray, normals: NDArray | None, clean: CleanCloud, settings: ReconstructionConfig
 ) -> tuple[trimesh.Trimesh, int]:
-    """Drop unwanted parts, map to input units; returns the mesh and how many parts went."""
+    """Drop unwanted parts, fit to the points, map to input units; returns the mesh and how many parts went."""
     import trimesh
 
     parts = find_parts(vertices, faces)
-    keep = kept_faces(vertices, faces, parts, mode)
+    keep = kept_faces(vertices, faces, parts, settings.components)
     if not keep.any() or not (parts.volumes > 0).any():
         raise EmptyReconstructionError("no usable surface found: what the network sees encloses no volume")
     removed = len(parts.faces) - len(np.unique(parts.labels[keep]))
     vertices, faces, (normals,) = compact(vertices, faces[keep], normals)
-    mesh = trimesh.Trimesh(frame.to_input(vertices), faces, vertex_normals=normals, process=False)
+    if settings.fit:
+        # All points, not only those the network saw: dense scans place the surface better than any network.
+        vertices = fit_to_points(vertices, faces, clean.frame.to_unit(clean.points))
+        normals = None if normals is None else vertex_normals(vertices, faces)
+    mesh = trimesh.Trimesh(clean.frame.to_input(vertices), faces, vertex_normals=normals, process=False)
     return mesh, removed
 
 

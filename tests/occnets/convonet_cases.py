@@ -76,7 +76,7 @@ def fill_hashed(model: nn.Module) -> nn.Module:
 
 
 def fill_formula(model: nn.Module) -> nn.Module:
-    """Fill from one numpy stream in the order of the state dictionary, as the ``*_formula`` runs were; evaluation mode."""
+    """Fill from one numpy stream in the order of the state dictionary, like the ``*_formula`` runs; evaluation mode."""
     stream = np.random.RandomState(1234)
     for key, tensor in model.state_dict().items():
         if not tensor.is_floating_point():

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from convonet_cases import fill_formula, golden, golden_config, golden_folder
-from occkernels import bin_points
 from torch.nn import functional
 
+from convonet_cases import fill_formula, golden, golden_config, golden_folder
+from occkernels import bin_points
 from occnets.models import build_model
 from occnets.models.crop import crop_inputs, crop_query
 from occnets.models.pointnet2 import farthest_points

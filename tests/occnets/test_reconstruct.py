@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from fakes import CONFIG, FieldModel, SphereModel, ball, sphere_points
 from occnets.components import find_parts, is_watertight, mesh_statistics, winding_number
 from occnets.field import evaluate_lattice
@@ -40,7 +41,7 @@ def sphere(**options):  # noqa: ANN003, ANN201
 )
 def test_sphere_comes_back_in_its_own_units(center: tuple, radius: float) -> None:
     points = sphere_points(radius=radius, center=center)
-    result = Reconstructor(SphereModel(), CONFIG, "cpu").reconstruct(points, resolution=64, normals=True)
+    result = Reconstructor(SphereModel(), CONFIG, "cpu").reconstruct(points, resolution=64, normals=True, fit=False)
     vertices = np.asarray(result.mesh.vertices)
     assert vertices.dtype == np.float64
     distance = np.linalg.norm(vertices - center, axis=1)
@@ -369,3 +370,17 @@ def test_mesh_statistics_of_a_tetrahedron() -> None:
     assert winding_number(vertices.mean(axis=0), vertices, faces) == pytest.approx(1)
     assert winding_number(vertices[0] - 1, vertices, faces) == pytest.approx(0, abs=1e-9)
     assert list(find_parts(vertices, np.vstack([faces])).faces) == [4]
+
+
+def test_far_groups_of_points_do_not_set_the_scale() -> None:
+    rng = np.random.default_rng(0)
+    cable = np.array([6.0, 1.0, 0.0]) + rng.normal(0, 0.02, (15, 3))
+    bird = np.array([-3.0, 5.0, 2.0]) + rng.normal(0, 0.02, (15, 3))
+    clean = clean_cloud(np.concatenate([sphere_points(3000), cable, bird]))
+    assert clean.outliers == 30 and clean.frame.scale == pytest.approx(2.0)
+    # Near groups stay: they do not change the scale, and may be parts of the object.
+    near = np.array([1.4, 0.0, 0.0]) + rng.normal(0, 0.02, (25, 3))
+    assert clean_cloud(np.concatenate([sphere_points(3000), near])).outliers == 0
+    # So does a second object.
+    other = sphere_points(300, radius=0.5, center=(8.0, 0.0, 0.0))
+    assert clean_cloud(np.concatenate([sphere_points(3000), other])).outliers == 0

@@ -8,10 +8,11 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from fakes import sphere_points
 from occnets.io import Geometry
 from occnets.render import BACKGROUND, View, encode_png, render, render_png
-from PIL import Image
 
 CUBE = np.array([[x, y, z] for x in (-1.0, 1) for y in (-1.0, 1) for z in (-1.0, 1)])
 SQUARES = np.array([[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from occnets.training import TrainConfig, from_dict
 from occnets.training.scan import HALF_BOX, Shape
 

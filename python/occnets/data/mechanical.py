@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Recipes of made-looking solids: drilled blocks, plates, couplings, pipes, furniture, and free set operations.
 
-Each recipe returns a tree whose solid has a size of about 1 and lies within [-1.5, 1.5]^3. Lengths are relative to that.
+Each recipe returns a tree whose solid has a size of about 1 and lies within [-1.5, 1.5]^3. Lengths are relative to it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from occnets.data.draw import X, Y, Z, Array, Draw, bars, chain, cut, moved, place, star_polygon, tensor, turn, union
+from occnets.data.draw import Array, Draw, X, Y, Z, bars, chain, cut, moved, place, star_polygon, tensor, turn, union
 from occnets.data.trees import Combine, HalfSpaces, Node, Offset, Polygon, Shell
 
 
@@ -173,7 +173,9 @@ def coupling(draw: Draw) -> Node:
         parts.append(cut(place("cylinder", [outer, band, 0], np.zeros(3)), [inner]))
     if draw.chance(0.5):
         size = min(draw.log(0.03, 0.12), 0.4 * outer * 2 * math.pi / count)
-        parts.append(place("cylinder", [size, draw.uniform(0.5, 1.2) * tall, 0], spots * outer * draw.uniform(0.7, 1.0)))
+        parts.append(
+            place("cylinder", [size, draw.uniform(0.5, 1.2) * tall, 0], spots * outer * draw.uniform(0.7, 1.0))
+        )
         if draw.chance(0.6):
             tools.append(place("cylinder", [size * draw.uniform(0.3, 0.7), 2, 0], spots * outer * 0.85))
     if draw.chance(0.2):
@@ -196,7 +198,7 @@ def pipework(draw: Draw) -> Node:
     points, direction = [np.zeros(3)], draw.pick([X, Y, Z])
     for _ in range(count):
         points.append(points[-1] + direction * step * draw.uniform(0.6, 1.4))
-        options = [a * s for a in (X, Y, Z) for s in (-1.0, 1.0) if abs(a @ direction) < 0.5]
+        options = [a * s for a in (X, Y, Z) for s in (-1.0, 1.0) if abs(a @ direction) < 0.6]
         direction = draw.pick(options) if draw.chance(0.8) else direction + draw.vector(0.4)
         direction = direction / np.linalg.norm(direction)
     points = [p - np.mean(points, axis=0) for p in points]
@@ -254,13 +256,17 @@ def furniture(draw: Draw) -> Node:
     if draw.chance(0.3):
         level = -h * draw.uniform(0, 0.8)
         pairs = [(corners[0], corners[1]), (corners[2], corners[3]), (corners[0], corners[2])]
-        parts.append(bars("box", [(a + Z * level, b + Z * level, 0.7 * leg + 0.004, 0.7 * leg + 0.004) for a, b in pairs]))
+        parts.append(
+            bars("box", [(a + Z * level, b + Z * level, 0.7 * leg + 0.004, 0.7 * leg + 0.004) for a, b in pairs])
+        )
     return union(parts)
 
 
 def _solid(draw: Draw) -> Node:
     """One primitive of size about 0.5 at the origin."""
-    kind = draw.pick(["superquadric", "box", "rounded", "ellipsoid", "cylinder", "cone", "torus", "capsule", "poly", "hull"])
+    kind = draw.pick(
+        ["superquadric", "box", "rounded", "ellipsoid", "cylinder", "cone", "torus", "capsule", "poly", "hull"]
+    )
     a, b, c = (draw.uniform(0.15, 0.5) for _ in range(3))
     if kind == "superquadric":
         return place(kind, [a, b, c, draw.uniform(0.25, 1.6), draw.uniform(0.25, 1.6)], np.zeros(3))

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from occnets.data.draw import X, Y, Z, Array, Draw, bars, bumps, chain, cut, moved, place, tensor, turn, union
+from occnets.data.draw import Array, Draw, X, Y, Z, bars, bumps, chain, cut, moved, place, tensor, turn, union
 from occnets.data.trees import Combine, HalfSpaces, Node, Polygon, Shell
 
 GOLDEN = (1 + 5**0.5) / 2
@@ -213,7 +213,9 @@ def wires(draw: Draw) -> Node:
         lines = np.linspace(-0.45, 0.45, n)
         depth = draw.pick([0.0, 0.3, 0.45])
         ends = [(np.array([a, -0.5, d]), np.array([a, 0.5, d]), radius, radius) for a in lines for d in {-depth, depth}]
-        ends += [(np.array([-0.5, a, d]), np.array([0.5, a, d]), radius, radius) for a in lines for d in {-depth, depth}]
+        ends += [
+            (np.array([-0.5, a, d]), np.array([0.5, a, d]), radius, radius) for a in lines for d in {-depth, depth}
+        ]
         if depth:
             ends += [(np.array([a, b, -depth]), np.array([a, b, depth]), radius, radius) for a in lines for b in lines]
         return bars(draw.pick(["capsule", "box"]), ends)

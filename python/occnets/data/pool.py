@@ -4,7 +4,7 @@
 ``python -m occnets.data.pool OUT --count 12000 --seed 0 --workers 2`` writes ``OUT/chunk-00000.npz`` and so on; chunk i
 holds the shapes of seeds ``seed + i * chunk`` onwards, so an interrupted run resumes by skipping existing files.
 
-Arrays of a chunk of n shapes: ``points`` (n, S, 3) int16 and ``queries`` (n, Q, 3) int16 in units of ``UNIT``, ``normals``
+Arrays of a chunk of n shapes: ``points`` (n, S, 3) and ``queries`` (n, Q, 3) int16 in units of ``UNIT``, ``normals``
 (n, S, 3) int8 in units of 1/127, ``occupancy`` (n, ceil(Q / 8)) uint8 (numpy.packbits, exact at the rounded queries),
 ``seeds`` (n,) int64 and ``families`` (n,) fixed-width strings.
 """
@@ -64,9 +64,8 @@ def generate(seed: int, sizes: PoolConfig, config: ShapeConfig | None = None) ->
 
 def write_chunk(path: Path, seeds: range, sizes: PoolConfig) -> int:
     """Generate the shapes of ``seeds`` and write them to ``path`` in one step (temporary name, then rename)."""
-    torch.set_num_threads(1)
     rows = [generate(seed, sizes) for seed in seeds]
-    arrays = {name: np.stack([np.asarray(row[name]) for row in rows]) for name in _ARRAYS}
+    arrays: dict[str, Any] = {name: np.stack([np.asarray(row[name]) for row in rows]) for name in _ARRAYS}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as stream:
@@ -80,12 +79,13 @@ def write_chunk(path: Path, seeds: range, sizes: PoolConfig) -> int:
 def write_pool(
     folder: str | Path, count: int, seed: int = 0, *, workers: int = 1, sizes: PoolConfig | None = None
 ) -> Iterator[int]:
-    """Write the missing chunks of a pool with worker processes; yields the number of finished shapes as it grows.
+    """Write the missing chunks of a pool; yields the number of finished shapes as it grows.
 
     Args:
         folder: created when missing. Existing chunk files are kept and counted.
         count: number of shapes; the last chunk may be shorter.
         seed: seed of the first shape.
+        workers: processes; 1 works in this one.
 
     Raises:
         ValueError: ``count`` or ``workers`` is not positive.
@@ -99,17 +99,25 @@ def write_pool(
     jobs = {folder / f"chunk-{i:05d}.npz": (s, min(s + sizes.chunk, count)) for i, s in enumerate(starts)}
     done = sum(stop - start for path, (start, stop) in jobs.items() if path.exists())
     yield done
-    # spawn: a forked child would inherit the parent's thread pools in an undefined state.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
-        waiting = {
-            executor.submit(write_chunk, path, range(seed + start, seed + stop), sizes)
-            for path, (start, stop) in jobs.items()
-            if not path.exists()
-        }
-        while waiting:
-            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            done += sum(future.result() for future in finished)
+    missing = {path: range(seed + start, seed + stop) for path, (start, stop) in jobs.items() if not path.exists()}
+    if workers == 1:
+        for path, seeds in missing.items():
+            done += write_chunk(path, seeds, sizes)
             yield done
+        return
+    # spawn: a forked child would inherit the parent's thread pools in an undefined state.
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, initializer=torch.set_num_threads, initargs=(1,)) as executor:
+        waiting = {executor.submit(write_chunk, path, seeds, sizes) for path, seeds in missing.items()}
+        try:
+            while waiting:
+                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                done += sum(future.result() for future in finished)
+                yield done
+        except BaseException:
+            # Without this, leaving the executor would first work through every chunk still waiting.
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 class ShapePool:
@@ -128,7 +136,9 @@ class ShapePool:
         self._chunks: dict[str, dict[str, NDArray[Any]]] = {}
         self._starts = np.zeros(1, dtype=np.int64)
         if self.refresh() == 0:
-            raise FileNotFoundError(f"ShapePool: no chunk-*.npz in {folder}; write them with python -m occnets.data.pool")
+            raise FileNotFoundError(
+                f"ShapePool: no chunk-*.npz in {folder}; write them with python -m occnets.data.pool"
+            )
 
     def refresh(self) -> int:
         """Load chunks that appeared since; returns the number of shapes now held."""
@@ -183,7 +193,8 @@ class ShapePool:
             total, asked = chunk["points"].shape[1], chunk["queries"].shape[1]
             if surface > total or queries > asked:
                 raise ValueError(
-                    f"ShapePool.draw: shapes hold {total} surface points and {asked} queries, got {surface} and {queries}"
+                    f"ShapePool.draw: shapes hold {total} surface points and {asked} queries, "
+                    f"got {surface} and {queries}; ask for fewer or write a larger pool"
                 )
             # Points of a shape are in random order: a window with a random start is a random subset.
             keep = (np.arange(surface) + generator.integers(total)) % total
@@ -198,7 +209,9 @@ class ShapePool:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line of this module; progress goes to stderr."""
-    parser = argparse.ArgumentParser(prog="python -m occnets.data.pool", description="Write a pool of procedural shapes.")
+    parser = argparse.ArgumentParser(
+        prog="python -m occnets.data.pool", description="Write a pool of procedural shapes."
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=12000)
     parser.add_argument("--seed", type=int, default=0)
@@ -207,6 +220,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--queries", type=int, default=PoolConfig.queries)
     parser.add_argument("--chunk", type=int, default=PoolConfig.chunk, help="shapes per file")
     options = parser.parse_args(arguments)
+    # Shapes are small: one process a core is faster than threads within a shape.
+    torch.set_num_threads(1)
     sizes = PoolConfig(options.surface, options.queries, options.chunk)
     start, first = time.monotonic(), None
     for done in write_pool(options.folder, options.count, options.seed, workers=options.workers, sizes=sizes):

@@ -72,7 +72,9 @@ class ShapeConfig:
     def __post_init__(self) -> None:
         unknown = sorted(set(self.weights) - set(FAMILIES))
         if unknown or sum(self.weights.values()) <= 0:
-            raise ValueError(f"ShapeConfig: weights must be positive for some of {sorted(FAMILIES)}, got {self.weights}")
+            raise ValueError(
+                f"ShapeConfig: weights must be positive for some of {sorted(FAMILIES)}, got {self.weights}"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +127,9 @@ def random_shape(seed: int, config: ShapeConfig | None = None) -> Solid:
             parts = [moved(node, scale=0.6)]
             for _ in range(draw.integer(1, 2)):
                 other, _ = _tree(draw, config)
-                parts.append(moved(other, draw.direction() * draw.uniform(0.3, 0.75), draw.rotation(), draw.log(0.3, 0.7)))
+                parts.append(
+                    moved(other, draw.direction() * draw.uniform(0.3, 0.75), draw.rotation(), draw.log(0.3, 0.7))
+                )
             node, name = union(parts), "several"
         rotation = draw.rotation()
         if draw.chance(config.aligned):

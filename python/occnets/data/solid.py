@@ -18,6 +18,8 @@ SPLITS = (18, 2, 2)
 SLACK = 1.15
 SEGMENT = 0.014
 RESIDUAL = 2e-4
+# Below this share of hits the function is far from a distance, and sampling would take too long.
+MIN_RATE = 0.02
 _TETRAHEDRON = ((1.0, 1.0, 1.0), (1.0, -1.0, -1.0), (-1.0, 1.0, -1.0), (-1.0, -1.0, 1.0))
 
 
@@ -172,20 +174,27 @@ def _near(root: Node, cells: Cells, margin: float) -> tuple[Cells, Tensor, float
 
 
 def _extent(root: Node, cells: Cells) -> tuple[Tensor, Tensor]:
-    """Corners of the bounding box: inside cell centres, then a local search outwards from the outermost ones."""
+    """Corners of the bounding box: a random search outwards from the outermost cells that touch the solid."""
     generator = torch.Generator().manual_seed(3)
-    inside = cells.centers[cells.values < 0] if bool((cells.values < 0).any()) else cells.centers
     axes = torch.cat([-torch.eye(3), torch.eye(3)])
-    count = min(32, inside.shape[0])
-    best = inside[torch.topk(inside @ axes.T, count, dim=0).indices.T]
-    for reach in (1.0, 0.6, 0.35, 0.2, 0.1):
-        moves = torch.randn(6, count, 12, 3, generator=generator) * (reach * cells.side)
-        tries = (best[:, :, None] + moves).reshape(6, -1, 3)
-        value = root(tries.reshape(-1, 3).T.contiguous()).view(6, -1)
-        height = torch.einsum("dnc,dc->dn", tries, axes).masked_fill(value >= 0, -math.inf)
-        pool, heights = torch.cat([best, tries], 1), torch.cat([torch.einsum("dnc,dc->dn", best, axes), height], 1)
-        best = torch.gather(pool, 1, torch.topk(heights, count, dim=1).indices[:, :, None].expand(-1, -1, 3))
-    corner = torch.einsum("dnc,dc->dn", best, axes).amax(1)
+    # Cells with an outside centre may still hold a thin part, so they start the search too, below every inside point.
+    touching = cells.values < 0.9 * cells.side
+    start, value = cells.centers[touching], cells.values[touching]
+    count = min(64, start.shape[0])
+    chosen = torch.topk(start @ axes.T, count, dim=0).indices.T
+    best, height = (
+        start[chosen],
+        torch.einsum("dnc,dc->dn", start[chosen], axes).masked_fill(value[chosen] >= 0, -math.inf),
+    )
+    for reach, tries in ((0.5, 16), (0.7, 8), (0.5, 8), (0.3, 8), (0.2, 8), (0.1, 8)):
+        moves = torch.randn(6, best.shape[1], tries, 3, generator=generator) * (reach * cells.side)
+        found = (best[:, :, None] + moves).reshape(6, -1, 3)
+        inside = root(found.reshape(-1, 3).T.contiguous()).view(6, -1) < 0
+        level = torch.einsum("dnc,dc->dn", found, axes).masked_fill(~inside, -math.inf)
+        best, height = torch.cat([best, found], 1), torch.cat([height, level], 1)
+        height, index = torch.topk(height, min(32, height.shape[1]), dim=1)
+        best = torch.gather(best, 1, index[:, :, None].expand(-1, -1, 3))
+    corner = height.amax(1)
     return -corner[:3], corner[3:]
 
 
@@ -221,4 +230,8 @@ def make_solid(root: Node, family: str = "", *, half_extent: float = 1.6, min_fi
     scale = float((high - low).amax())
     if not scale > 0 or volume < min_fill * scale**3:
         raise DegenerateShape(f"make_solid: volume {volume:.2g} is below {min_fill} of the cube of side {scale:.2g}")
-    return Solid(root, cells, (low + high) / 2, scale, family)
+    solid = Solid(root, cells, (low + high) / 2, scale, family)
+    *_, rate = solid._crossings(2000, 64, torch.Generator().manual_seed(4))
+    if rate < MIN_RATE:
+        raise DegenerateShape(f"make_solid: only {rate:.2%} of the trial segments hit the surface")
+    return solid

@@ -9,6 +9,7 @@ tables follow the device and dtype of the points they are given (use :meth:`Node
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -87,7 +88,7 @@ class Primitives(Node):
 
 @dataclass(frozen=True, eq=False)
 class Polygon(Node):
-    """A polygon (V, 2) extruded along z to ``half_height``, or revolved around z when ``revolve`` (u = radius, v = z)."""
+    """A polygon (V, 2) extruded along z to ``half_height``, or revolved around z (u = radius, v = z)."""
 
     vertices: Tensor
     half_height: float = 0.0
@@ -193,10 +194,11 @@ class Warp(Node):
         x, y, z = points
         if self.kind == "twist":
             c, s = torch.cos(self.rate * z), torch.sin(self.rate * z)
-            return self.child(torch.stack([c * x - s * y, s * x + c * y, z])) / (1 + 0.36 * self.rate**2) ** 0.5
+            return self.child(torch.stack([c * x - s * y, s * x + c * y, z])) / math.sqrt(1 + 0.36 * self.rate**2)
         if self.kind == "taper":
             width = (1 + self.rate * z).clamp_min(0.25)
-            return self.child(torch.stack([x / width, y / width, z])) * width.clamp_max(1) / (1 + abs(self.rate)) ** 0.5
+            narrow: Tensor = self.child(torch.stack([x / width, y / width, z])) * width.clamp_max(1)
+            return narrow / math.sqrt(1 + abs(self.rate))
         if self.kind == "bend":
             c, s = torch.cos(self.rate * x), torch.sin(self.rate * x)
             return self.child(torch.stack([c * x - s * z, y, s * x + c * z])) / (1 + 0.5 * abs(self.rate))

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from occnets.models.conv3d import Conv3d
+from occnets.models.norm import GroupNorm
+
 _ACTIVATIONS = {"r": ("ReLU", nn.ReLU), "l": ("LeakyReLU", nn.LeakyReLU), "e": ("ELU", nn.ELU)}
 
 
@@ -35,9 +38,9 @@ class SingleConv(nn.Sequential):
             channels = in_channels if position < order.index("c") else out_channels
             if letter == "c":
                 bias = not ("g" in order or "b" in order)
-                self.add_module("conv", nn.Conv3d(in_channels, out_channels, 3, padding=1, bias=bias))
+                self.add_module("conv", Conv3d(in_channels, out_channels, 3, padding=1, bias=bias))
             elif letter == "g":
-                self.add_module("groupnorm", nn.GroupNorm(_groups(num_groups, channels), channels))
+                self.add_module("groupnorm", GroupNorm(_groups(num_groups, channels), channels))
             elif letter == "b":
                 self.add_module("batchnorm", nn.BatchNorm3d(channels))
             else:
@@ -105,7 +108,7 @@ class UNet3D(nn.Module):
             _Level(DoubleConv(widths[k] + widths[k - 1], widths[k - 1], False, layer_order, num_groups))
             for k in range(len(widths) - 1, 0, -1)
         )
-        self.final_conv = nn.Conv3d(widths[0], out_channels, 1)
+        self.final_conv = Conv3d(widths[0], out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, D, H, W) to (B, out_channels, D, H, W)."""

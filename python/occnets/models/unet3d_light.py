@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from occnets.models.conv3d import Conv3d
+from occnets.models.norm import GroupNorm
 from occnets.models.options import make_options
 from occnets.models.unet3d import level_widths
 
@@ -49,10 +51,10 @@ class ResidualBlock3d(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, num_groups: int, single: bool = False) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(num_groups, in_channels)
-        self.conv1 = nn.Conv3d(in_channels, out_channels, 3, padding=1, bias=False)
-        self.conv2 = None if single else nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.shortcut = None if in_channels == out_channels else nn.Conv3d(in_channels, out_channels, 1, bias=False)
+        self.norm = GroupNorm(num_groups, in_channels)
+        self.conv1 = Conv3d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.conv2 = None if single else Conv3d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.shortcut = None if in_channels == out_channels else Conv3d(in_channels, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in, D, H, W) to (B, out, D, H, W)."""
@@ -90,10 +92,10 @@ class UNet3DLight(nn.Module):
             for k, count in enumerate(blocks, start=1)
         )
         levels = range(len(widths) - 1, 0, -1)
-        self.reduce = nn.ModuleList(nn.Conv3d(widths[k], widths[k - 1], 1, bias=False) for k in levels)
+        self.reduce = nn.ModuleList(Conv3d(widths[k], widths[k - 1], 1, bias=False) for k in levels)
         self.up = nn.ModuleList(ResidualBlock3d(widths[k - 1], widths[k - 1], groups, single=k == 1) for k in levels)
-        self.head = nn.Conv3d(widths[0], options.head_channels, 1) if options.head_channels else None
-        self.final_conv = nn.Conv3d(options.head_channels or widths[0], options.out_channels * options.upscale**3, 1)
+        self.head = Conv3d(widths[0], options.head_channels, 1) if options.head_channels else None
+        self.final_conv = Conv3d(options.head_channels or widths[0], options.out_channels * options.upscale**3, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, R, R, R) to (B, out_channels, upscale * R, upscale * R, upscale * R).
@@ -104,7 +106,7 @@ class UNet3DLight(nn.Module):
         return pixel_shuffle_3d(self.final_conv(self.trunk(x)), self.options.upscale)
 
     def trunk(self, x: Tensor) -> Tensor:
-        """Everything but the last convolution and the move into space: (B, in_channels, R, R, R) to (B, width, R, R, R)."""
+        """Everything before the last convolution: (B, in_channels, R, R, R) to (B, width, R, R, R)."""
         divisor = 2 ** len(self.down)
         if any(size % divisor for size in x.shape[2:]):
             raise ValueError(
