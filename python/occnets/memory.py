@@ -7,11 +7,13 @@ import contextlib
 import logging
 import re
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SMALLEST_CHUNK = 1024
+_PASSING, _KEPT = 12, 8  # arrays of a layer's width for a query; measured 9 and 6 on the networks here
 _log = logging.getLogger(__name__)
 
 
@@ -26,6 +28,26 @@ def parse_size(text: str | int) -> int:
     if size < 1:
         raise ValueError(f"a size of memory is a number and a unit, such as 500M or 4G; got {text!r}")
     return size
+
+
+def query_bytes(model: Any, *, kept: bool = False) -> int:
+    """Estimate of the memory a network's decoder takes for one query.
+
+    Args:
+        model: a network; the widths and number of its linear layers outside ``encoder`` are looked at.
+        kept: all layers' values are kept, for first and second derivatives, not only those of the layer at work.
+    """
+    layers = []
+    if isinstance(model, torch.nn.Module):
+        named = model.named_modules()
+        layers = [m for name, m in named if isinstance(m, torch.nn.Linear) and not name.startswith("encoder")]
+    widest = max((max(layer.in_features, layer.out_features) for layer in layers), default=32)
+    return 4 * (_KEPT * widest * max(len(layers), 16) if kept else _PASSING * widest)
+
+
+def chunk_within(memory: int | str | None, each: int, most: int) -> int:
+    """As many items of ``each`` bytes as fit into half of ``memory`` (None: any number), at most ``most``."""
+    return most if memory is None else max(_SMALLEST_CHUNK, min(most, parse_size(memory) // (2 * each)))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

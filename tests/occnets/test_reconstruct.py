@@ -15,6 +15,7 @@ import torch
 from fakes import CONFIG, FieldModel, SphereModel, ball, sphere_points
 from occnets.components import find_parts, is_watertight, mesh_statistics, winding_number
 from occnets.field import evaluate_lattice
+from occnets.finish import Surface, finish_surface
 from occnets.io import PointCloud, needs_doubles, read_mesh, write_mesh
 from occnets.normalize import DegenerateCloudError, clean_cloud, estimate_noise, subsample
 from occnets.reconstruct import (
@@ -25,6 +26,7 @@ from occnets.reconstruct import (
     pick_device,
     trained_range,
 )
+from occnets.refine import Refinement
 
 UTM = (548_752.25, 4_176_973.5, 190.125)
 
@@ -138,6 +140,9 @@ def test_wrong_shapes_and_options() -> None:
         "ensemble": 49,
         "max_points": 3,
         "outliers": "some",
+        "refine": -1,
+        "simplify": 2,
+        "memory": "63M",
     }.items():
         with pytest.raises(ValueError, match=f"`{option}`"):
             ReconstructionConfig(**{option: value})
@@ -348,6 +353,72 @@ def test_vertices_stay_apart_when_rounded_and_merged() -> None:
     merged = mesh.copy()
     merged.merge_vertices()
     assert merged.is_watertight and len(merged.vertices) == len(mesh.vertices)
+
+
+# --- after extraction ------------------------------------------------------------------------------------------------
+
+
+def test_refined_simplified_and_with_normals() -> None:
+    pytest.importorskip("fast_simplification")
+    plain = sphere(fit=False)
+    seen: list[tuple[str, int, int]] = []
+    result = sphere(fit=False, refine=20, simplify=0.25, normals=True, progress=lambda *now: seen.append(now))
+    mesh = result.stats["mesh"]
+    assert mesh["simplified_from"] == plain.stats["mesh"]["faces"] and mesh["watertight"] and mesh["problems"] == []
+    assert mesh["faces"] == pytest.approx(mesh["simplified_from"] / 4, rel=0.01)
+    assert mesh["refinement"]["after"] < mesh["refinement"]["before"] and mesh["refinement"]["best_step"] > 0
+    assert [now for now in seen if now[0] == "refine"] == [("refine", step, 20) for step in range(1, 21)]
+    vertices, normals = np.asarray(result.mesh.vertices), np.asarray(result.mesh.vertex_normals)
+    assert np.abs(np.linalg.norm(vertices, axis=1) - 1.0).max() < 0.02
+    assert (normals * vertices).sum(axis=1).min() > 0.95
+    assert "refinement" not in plain.stats["mesh"] and "simplified_from" not in plain.stats["mesh"]
+
+
+def test_refinement_steps_follow_the_lattice(monkeypatch: pytest.MonkeyPatch) -> None:
+    from occnets import reconstruct
+
+    used: list[float] = []
+
+    def record(vertices, faces, field, threshold, options, **rest):  # noqa: ANN001, ANN003, ANN202
+        used.append(options.learning_rate)
+        return reconstruct.Refinement(vertices, 1.0, 1.0, 0)
+
+    monkeypatch.setattr(reconstruct, "refine_vertices", record)
+    reconstructor = Reconstructor(SphereModel(), CONFIG, "cpu")
+    for resolution in (64, 256):
+        result = reconstructor.reconstruct(sphere_points(), resolution=resolution, refine=5)
+        assert any("found nothing better" in note for note in result.warnings)
+    assert used == pytest.approx([1e-4, 5e-5])
+
+
+def test_memory_limits_the_chunks_not_the_result() -> None:
+    model = SphereModel()
+    sizes: list[int] = []
+    plain = model.decode
+    model.decode = lambda query, features: sizes.append(query.shape[1]) or plain(query, features)  # type: ignore
+    reconstructor = Reconstructor(model, CONFIG, "cpu")
+    free = reconstructor.reconstruct(sphere_points(), resolution=48)
+    widest = max(sizes)
+    sizes.clear()
+    tight = reconstructor.reconstruct(sphere_points(), resolution=48, memory="64M")
+    assert max(sizes) < widest and tight.stats["settings"]["memory"] == 64 * 2**20
+    np.testing.assert_array_equal(tight.mesh.vertices, free.mesh.vertices)
+
+
+def test_defects_are_told() -> None:
+    settings = ReconstructionConfig(fit=False, components="all")
+    vertices = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    faces = np.array([[0, 2, 1], [0, 1, 3], [1, 2, 3], [0, 3, 2]])
+    open_one = Surface(vertices, faces[:3], None)
+    finish_surface(open_one, settings, vertices, lambda v, f: None)  # type: ignore[arg-type,return-value]
+    assert open_one.notes == ["the mesh is defective: it has 3 open edges (holes)"]
+    assert open_one.facts["problems"] == ["3 open edges (holes)"]
+    broken = Surface(vertices, faces, None)
+    moved = Refinement(np.where(vertices == 1, np.nan, vertices), 1.0, 0.5, 1)
+    with pytest.raises(ValueError, match="3 vertices of the mesh are NaN"):
+        finish_surface(broken, dataclasses.replace(settings, refine=1), vertices, lambda v, f: moved)
+    with pytest.raises(EmptyReconstructionError, match="encloses no volume"):
+        finish_surface(Surface(vertices, faces[:, ::-1], None), settings, vertices, lambda v, f: moved)
 
 
 def test_models_of_other_inputs_and_devices() -> None:
