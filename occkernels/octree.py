@@ -15,7 +15,7 @@ from occkernels._checks import check_tensor
 from occkernels._native import DTYPE_CODES, call
 from occkernels.sparse import BRICK, SparseVolume
 
-_MASKS, _UNKNOWN = 10, 1  # rows of a brick's masks, csrc/math/octree.h
+_MASKS, _UNKNOWN, _ACTIVE = 10, 1, 9  # rows of a brick's masks, csrc/math/octree.h
 
 
 class BrickQuery(NamedTuple):
@@ -26,14 +26,14 @@ class BrickQuery(NamedTuple):
         corner: (K, 3) int32, in steps of ``stride``.
         mask: (K, 8) int64; the node is wanted if bit ``8 * j + k`` of word ``i`` is set.
         stride: distance of neighbouring nodes in the finest lattice.
-        count: number of wanted nodes.
+        wanted: number of wanted nodes.
     """
 
     shape: Tensor
     corner: Tensor
     mask: Tensor
     stride: int
-    count: int
+    wanted: int
 
 
 @dataclass
@@ -74,8 +74,8 @@ class Octree:
     included, do not depend on the number of threads or the device.
 
     Args:
-        initial: cells along a side of the coarsest lattice, at least 1. Parts thinner than such a cell can be missed;
-            see ``band`` and ``mark``.
+        initial: cells along a side of the coarsest lattice, at least 1. A separate part smaller than such a cell can be
+            missed; see ``band`` and ``mark``. What is found anywhere is followed to its end, however thin.
         levels: how often a cell is halved, at least 0.
         threshold: value of the surface, rounded to ``dtype``.
         batch: number of shapes.
@@ -83,7 +83,7 @@ class Octree:
         closed: everything outside the lattice counts as below the threshold, so that cells at the border where a shape
             is cut are found too.
         band: also split the cells within one cell, diagonals included, of a cell of the same level in which, or in a
-            descendant of which, the sign changes. Finds thin parts that touch what was found.
+            descendant of which, the sign changes. Finds small parts near what was found.
 
     Raises:
         ValueError, TypeError: an argument is out of range.
@@ -153,12 +153,12 @@ class Octree:
         cells = points[inside].floor().clamp_max(self.cells - 1).to(torch.int64)
         found = torch.cat([shape[inside, None], cells], dim=1)
         before = [torch.cat([lattice[:, None], cell], dim=1) for cell, lattice in self._seeds[-1:]]
-        found = torch.cat([*before, found]).unique(dim=0)
+        found = torch.unique(torch.cat([*before, found]), dim=0)
         self._seeds = []
         for level in range(self.levels):
             coarse = found.clone()
             coarse[:, 1:] >>= self.levels - level
-            coarse = coarse.unique(dim=0)
+            coarse = torch.unique(coarse, dim=0)
             self._seeds.append((coarse[:, 1:].to(torch.int32).contiguous(), coarse[:, 0].contiguous()))
         if self.levels:
             self._plant(0)
@@ -187,7 +187,7 @@ class Octree:
             starts[order] = sizes[order].cumsum(0) - sizes[order]
         else:
             starts = sizes.cumsum(0) - sizes
-        for level, own in zip(waiting, starts.split([len(level.pending) for level in waiting]), strict=True):
+        for level, own in zip(waiting, torch.split(starts, [len(level.pending) for level in waiting]), strict=True):
             level.starts = own.contiguous()
 
     def query(self) -> tuple[Tensor, Tensor]:
@@ -298,7 +298,7 @@ class Octree:
             return
         needed = level.keys.new_empty(total)
         call("octree_children", level.masks, *self._view(level), ends, fine.side, needed)
-        needed = needed.unique()
+        needed = torch.unique(needed)
         self._insert(fine, needed)
         self._plant(number + 1)
         touched = torch.searchsorted(fine.keys, needed)
@@ -311,7 +311,7 @@ class Octree:
 
     def _insert(self, level: _Level, needed: Tensor) -> None:
         """Make the bricks of these keys exist."""
-        keys = torch.cat([level.keys, needed]).unique() if len(level.keys) else needed
+        keys = torch.unique(torch.cat([level.keys, needed])) if len(level.keys) else needed
         if len(keys) == len(level.keys):
             return
         masks, values = keys.new_zeros((len(keys), _MASKS, BRICK)), self._no_values(len(keys))
@@ -319,6 +319,19 @@ class Octree:
             old = torch.searchsorted(keys, level.keys)
             masks[old], values[old] = level.masks, level.values
         level.keys, level.masks, level.values = keys, masks, values
+
+    def last_splits(self) -> list[Tensor]:
+        """Cells split by the last update: for every level but the finest (S, 4) int64 shape and place, by brick."""
+        found = []
+        bits = torch.arange(BRICK**2, device=self.device)
+        for level in self._levels[:-1]:
+            active = level.masks[:, _ACTIVE]
+            brick = active.any(dim=1).nonzero().flatten()
+            at, x, bit = (active[brick, :, None] >> bits & 1).nonzero().unbind(1)
+            key, side = level.keys[brick][at], level.side
+            place = [key // side**2 % side * BRICK + x, key // side % side * BRICK + bit // BRICK]
+            found.append(torch.stack([key // side**3, *place, key % side * BRICK + bit % BRICK], dim=1))
+        return found
 
     def volume(self) -> SparseVolume:
         """The finest level's bricks, with every value evaluated in them; NaN elsewhere.

@@ -163,8 +163,7 @@ OCC_HD inline void dilate(const Level& level, const Place& place, Mask which, ui
     int64_t near[3][3];
     for (int dy = -1; dy <= 1; ++dy) {
       for (int dz = -1; dz <= 1; ++dz) {
-        near[dy + 1][dz + 1] =
-            find(level, {place.b, {place.at[0] + dx, place.at[1] + dy, place.at[2] + dz}});
+        near[dy + 1][dz + 1] = find(level, {place.b, {place.at[0] + dx, place.at[1] + dy, place.at[2] + dz}});
       }
     }
     for (int x = dx < 0 ? 7 : 0; x < (dx > 0 ? 1 : kWords); ++x) {
