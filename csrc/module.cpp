@@ -10,6 +10,7 @@
 #include "common/isa.h"
 #include "cpu/bins.h"
 #include "cpu/marching_cubes.h"
+#include "cpu/marching_cubes_sparse.h"
 #include "cpu/pool.h"
 #include "cpu/sample.h"
 #if defined(OCC_WITH_CUDA)
@@ -52,6 +53,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("sort_bins_cpu", entry(&occ::cpu::sort_bins));
   m.def("marching_cubes_count_cpu", entry(&occ::cpu::marching_cubes_count));
   m.def("marching_cubes_emit_cpu", entry(&occ::cpu::marching_cubes_emit));
+  m.def("marching_cubes_sparse_count_cpu", entry(&occ::cpu::marching_cubes_sparse_count));
+  m.def("marching_cubes_sparse_emit_cpu", entry(&occ::cpu::marching_cubes_sparse_emit));
   m.def("local_pool_max_cpu", entry(&occ::cpu::local_pool_max));
   m.def("local_pool_mean_cpu", entry(&occ::cpu::local_pool_mean));
   m.def("scatter_cells_cpu", entry(&occ::cpu::scatter_cells));
