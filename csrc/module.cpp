@@ -10,6 +10,7 @@
 #include "common/isa.h"
 #include "cpu/bins.h"
 #include "cpu/marching_cubes.h"
+#include "cpu/marching_cubes_sparse.h"
 #include "cpu/octree.h"
 #include "cpu/pool.h"
 #include "cpu/sample.h"
@@ -53,6 +54,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("sort_bins_cpu", entry(&occ::cpu::sort_bins));
   m.def("marching_cubes_count_cpu", entry(&occ::cpu::marching_cubes_count));
   m.def("marching_cubes_emit_cpu", entry(&occ::cpu::marching_cubes_emit));
+  m.def("marching_cubes_sparse_count_cpu", entry(&occ::cpu::marching_cubes_sparse_count));
+  m.def("marching_cubes_sparse_emit_cpu", entry(&occ::cpu::marching_cubes_sparse_emit));
   m.def("octree_start_cpu", entry(&occ::cpu::octree_start));
   m.def("octree_count_cpu", entry(&occ::cpu::octree_count));
   m.def("octree_list_cpu", entry(&occ::cpu::octree_list));
