@@ -5,7 +5,9 @@ from occkernels._native import has_cuda
 from occkernels.bins import bin_points, bins_from_index
 from occkernels.layout import Bins, FeatureLayout
 from occkernels.marching_cubes import marching_cubes
+from occkernels.marching_cubes_sparse import marching_cubes_sparse
 from occkernels.mesh import Mesh, MeshBatch
+from occkernels.octree import Octree
 from occkernels.pool import local_pool
 from occkernels.pool_scatter import scatter, scatter_grid, scatter_planes
 from occkernels.sample import sample_features, sample_features_with_gradient, sample_grid, sample_planes
@@ -18,12 +20,14 @@ __all__ = [
     "FeatureLayout",
     "Mesh",
     "MeshBatch",
+    "Octree",
     "SparseVolume",
     "bin_points",
     "bins_from_index",
     "has_cuda",
     "local_pool",
     "marching_cubes",
+    "marching_cubes_sparse",
     "sample_features",
     "sample_features_with_gradient",
     "sample_grid",

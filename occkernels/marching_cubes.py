@@ -8,7 +8,7 @@ from torch import Tensor
 
 from occkernels._native import call, dtype_code
 from occkernels._registry import define
-from occkernels.mesh import MeshBatch, check_extraction, refuse_nan
+from occkernels.mesh import MeshBatch, check_extraction, coordinate_dtype, refuse_nan, visible_margin
 
 
 def marching_cubes(
@@ -36,7 +36,8 @@ def marching_cubes(
         normals: also return vertex normals, the interpolated central differences of the volume.
         edge_margin: vertices keep this distance, in units of the grid, from the ends of their edge, in [0, 0.5]. With 0
             the vertices around a node whose value equals the level coincide, and triangles between them have no area.
-            The default keeps them apart in float32 coordinates up to 2048 (half a unit in the last place is 6e-5).
+            Beyond 2048 nodes a side a margin above 0 is widened to 3/4 of the spacing of float32 coordinates
+            (1.8e-4 up to 4096), or they would round to the node.
         pad_value: None leaves the surface open at the border. A number surrounds the volume by one layer of nodes of
             that value, without copying it; vertices then reach from -1 to X. With a number of at most ``level``, every
             mesh is closed; ``-math.inf`` puts the caps on the border nodes themselves (``edge_margin`` away).
@@ -60,8 +61,9 @@ def marching_cubes(
     """
     check_extraction(volume, level, edge_margin, pad_value)
     batch = volume.detach() if volume.dim() == 4 else volume.detach()[None]
+    margin = visible_margin(edge_margin, max(volume.shape[-3:]), volume.dtype)
     vertices, faces, vertex_offsets, face_offsets, directions = _marching_cubes(
-        batch, level, normals, edge_margin, pad_value
+        batch, level, normals, margin, pad_value
     )
     return MeshBatch(vertices, faces, vertex_offsets, face_offsets, directions if normals else None)
 
@@ -70,7 +72,7 @@ def _marching_cubes_native(
     volume: Tensor, level: float, normals: bool, edge_margin: float, pad_value: float | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, *sizes = volume.shape
-    wide = _coordinate_dtype(volume)
+    wide = coordinate_dtype(volume)
     vertex_offsets = torch.zeros(batch + 1, dtype=torch.int64, device=volume.device)
     face_offsets = torch.zeros_like(vertex_offsets)
     if volume.numel() == 0:
@@ -99,15 +101,11 @@ def _marching_cubes_fake(
     volume: Tensor, level: float, normals: bool, edge_margin: float, pad_value: float | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     context = torch.library.get_ctx()
-    vertices = volume.new_empty((context.new_dynamic_size(), 3), dtype=_coordinate_dtype(volume))
+    vertices = volume.new_empty((context.new_dynamic_size(), 3), dtype=coordinate_dtype(volume))
     faces = volume.new_empty((context.new_dynamic_size(), 3), dtype=torch.int64)
     offsets = [volume.new_empty(volume.shape[0] + 1, dtype=torch.int64) for _ in range(2)]
     directions = torch.empty_like(vertices) if normals else vertices.new_empty((0, 3))
     return vertices, faces, offsets[0], offsets[1], directions
-
-
-def _coordinate_dtype(volume: Tensor) -> torch.dtype:
-    return torch.float64 if volume.dtype == torch.float64 else torch.float32
 
 
 _marching_cubes = define(

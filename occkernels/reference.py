@@ -11,6 +11,7 @@ from torch import Tensor
 
 from occkernels.layout import PLANES, Bins, FeatureLayout
 from occkernels.reference_mc import marching_cubes as marching_cubes
+from occkernels.reference_mc_sparse import marching_cubes_sparse as marching_cubes_sparse
 
 _AXES = dict(zip(PLANES, ((0, 2), (0, 1), (1, 2)), strict=True))
 

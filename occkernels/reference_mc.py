@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from occkernels._marching_cubes_table import CASES
-from occkernels.mesh import MeshBatch, check_extraction, refuse_nan
+from occkernels.mesh import MeshBatch, check_extraction, refuse_nan, visible_margin
 
 
 def marching_cubes(
@@ -29,11 +29,12 @@ def marching_cubes(
         values = F.pad(values, (1, 1, 1, 1, 1, 1), value=pad_value)
     bound = torch.tensor(level, dtype=values.dtype, device=values.device)
     inside = values > bound
+    edge_margin = visible_margin(edge_margin, max(volume.shape[-3:]), values.dtype)
     # A crossed edge's key is 3 * (its lower node, row-major) + axis: sorted keys are the order of the vertices.
     keys = crossed_edges(inside)
     starts = torch.arange(values.shape[0] + 1, device=values.device) * (3 * inside[:1].numel())
     vertex_offsets = torch.searchsorted(keys, starts)
-    faces, face_offsets = triangles(inside, keys)
+    faces, _, face_offsets = triangles(inside, keys)
     vertices = place(values, keys, bound, edge_margin, pad)
     directions = outward(values, keys, bound, edge_margin) if normals else None
     mesh = torch.repeat_interleave(torch.arange(values.shape[0], device=values.device), face_offsets.diff())
@@ -50,19 +51,21 @@ def crossed_edges(inside: Tensor) -> Tensor:
     return crossed.flatten().nonzero().flatten()
 
 
-def triangles(inside: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Faces (F, 3) as ranks in ``keys``, sorted by cell, and the (B + 1,) first face of each volume."""
+def triangles(inside: Tensor, keys: Tensor, complete: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Faces (F, 3) as ranks in ``keys``, sorted by cell; the lowest node of each face's cell; and the (B + 1,) first
+    face of each volume. ``complete`` (B, X - 1, Y - 1, Z - 1) says which cells hold any."""
     batch, nx, ny, nz = inside.shape
     device = inside.device
     if min(nx, ny, nz) < 2:
         empty = torch.zeros(batch + 1, dtype=torch.int64, device=device)
-        return empty.new_zeros((0, 3)), empty
+        return empty.new_zeros((0, 3)), empty[:0], empty
     code = torch.zeros((batch, nx - 1, ny - 1, nz - 1), dtype=torch.uint8, device=device)
     for corner in range(8):
         dx, dy, dz = corner >> 2, corner >> 1 & 1, corner & 1
         part = inside[:, dx : nx - 1 + dx, dy : ny - 1 + dy, dz : nz - 1 + dz]
         code |= part.to(torch.uint8) << corner
-    cells = ((code != 0) & (code != 255)).nonzero()
+    active = (code != 0) & (code != 255)
+    cells = (active if complete is None else active & complete).nonzero()
     case = code[tuple(cells.T)].long()
     counts, edges = case_table(device)
     count = counts[case]
@@ -73,7 +76,8 @@ def triangles(inside: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     edge = edges[case[owner], slot]
     strides = torch.tensor([nx * ny * nz, ny * nz, nz, 1], device=device)
     node = (cells * strides).sum(1)
-    return torch.searchsorted(keys, 3 * node[owner, None] + edge_keys(strides)[edge]), face_offsets
+    faces = torch.searchsorted(keys, 3 * node[owner, None] + edge_keys(strides)[edge])
+    return faces, node[owner], face_offsets
 
 
 def case_table(device: torch.device) -> tuple[Tensor, Tensor]:
@@ -112,10 +116,14 @@ def outward(values: Tensor, keys: Tensor, level: Tensor, edge_margin: float) -> 
     low, high, step = ends(values, keys)
     a, b = values[tuple(low.T)], values[tuple(high.T)]
     t = crossing(a, b, level, edge_margin)[:, None]
-    slope = gradient(values, low) * (1 - t) + gradient(values, high) * t
+    return normalized(gradient(values, low) * (1 - t) + gradient(values, high) * t, step, b > a)
+
+
+def normalized(slope: Tensor, step: Tensor, rising: Tensor) -> Tensor:
+    """Unit vectors against the slopes (V, 3) of edges along ``step``; ``rising`` edges end inside."""
     size = slope.abs().amax(1, keepdim=True)
     # A flat slope (as in a checkerboard) still has an outside: along the edge, away from its inside node.
-    slope = torch.where(size > 0, slope / torch.where(size > 0, size, 1), step * torch.where(b > a, 1, -1)[:, None])
+    slope = torch.where(size > 0, slope / torch.where(size > 0, size, 1), step * torch.where(rising, 1, -1)[:, None])
     return -slope / slope.square().sum(1, keepdim=True).sqrt()
 
 

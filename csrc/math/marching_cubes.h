@@ -248,6 +248,22 @@ OCC_HD inline void gradient(const Field<T>& field, int64_t x, int64_t y, int64_t
   out[2] = difference(field(x, y, z0), field(x, y, z1), z1 - z0);
 }
 
+// Outward unit normal of a vertex at `t` of an edge along `axis`, from the slopes at the edge's nodes. `rising`: the
+// upper node has the greater value.
+template <class S>
+OCC_HD inline void outward_normal(S from[3], const S to[3], S t, int axis, bool rising, S normal[3]) {
+  S largest = 0;
+  for (int i = 0; i < 3; ++i) {
+    from[i] = from[i] * (S(1) - t) + to[i] * t;
+    const S size = from[i] < S(0) ? -from[i] : from[i];
+    largest = size > largest ? size : largest;
+  }
+  // A flat slope (as in a checkerboard) still has an outside: along the edge, away from its inside node.
+  for (int i = 0; i < 3; ++i) from[i] = largest > S(0) ? from[i] / largest : S(i == axis ? (rising ? 1 : -1) : 0);
+  const S length = std::sqrt(from[0] * from[0] + from[1] * from[1] + from[2] * from[2]);
+  for (int i = 0; i < 3; ++i) normal[i] = -from[i] / length;
+}
+
 // The vertex on the edge that leaves node (x, y, z) along `axis`: its position in index units (0 is the first node that
 // is not padding) and, unless null, the outward unit normal.
 template <class T>
@@ -266,16 +282,7 @@ OCC_HD inline void place_vertex(const Field<T>& field, const int64_t node[3], in
   S from[3], to[3];
   gradient(field, node[0], node[1], node[2], from);
   gradient(field, end[0], end[1], end[2], to);
-  S largest = 0;
-  for (int i = 0; i < 3; ++i) {
-    from[i] = from[i] * (S(1) - t) + to[i] * t;
-    const S size = from[i] < S(0) ? -from[i] : from[i];
-    largest = size > largest ? size : largest;
-  }
-  // A flat slope (as in a checkerboard) still has an outside: along the edge, away from its inside node.
-  for (int i = 0; i < 3; ++i) from[i] = largest > S(0) ? from[i] / largest : S(i == axis ? (b > a ? 1 : -1) : 0);
-  const S length = std::sqrt(from[0] * from[0] + from[1] * from[1] + from[2] * from[2]);
-  for (int i = 0; i < 3; ++i) normal[i] = -from[i] / length;
+  outward_normal(from, to, t, axis, b > a, normal);
 }
 
 OCC_END_SHARED
