@@ -3,6 +3,8 @@
 
 from occkernels._native import has_cuda
 from occkernels.bins import bin_points, bins_from_index
+from occkernels.extract import extract
+from occkernels.extract_options import Extraction, ExtractOptions
 from occkernels.layout import Bins, FeatureLayout
 from occkernels.marching_cubes import marching_cubes
 from occkernels.marching_cubes_sparse import marching_cubes_sparse
@@ -17,6 +19,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Bins",
+    "ExtractOptions",
+    "Extraction",
     "FeatureLayout",
     "Mesh",
     "MeshBatch",
@@ -24,6 +28,7 @@ __all__ = [
     "SparseVolume",
     "bin_points",
     "bins_from_index",
+    "extract",
     "has_cuda",
     "local_pool",
     "marching_cubes",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from occkernels.layout import PLANES, Bins, FeatureLayout
+from occkernels.reference_extract import extract as extract
 from occkernels.reference_mc import marching_cubes as marching_cubes
 from occkernels.reference_mc_sparse import marching_cubes_sparse as marching_cubes_sparse
 
