@@ -5,6 +5,8 @@ from occkernels._native import has_cuda
 from occkernels.bins import bin_points, bins_from_index
 from occkernels.decode import decode, decode_bricks, decode_conditional, decode_with_gradient
 from occkernels.decode_weights import ConditionalWeights, DecoderWeights, QueryBricks, fold_conditional_norm
+from occkernels.extract import extract
+from occkernels.extract_options import Extraction, ExtractOptions
 from occkernels.layout import Bins, FeatureLayout
 from occkernels.marching_cubes import marching_cubes
 from occkernels.marching_cubes_sparse import marching_cubes_sparse
@@ -21,6 +23,8 @@ __all__ = [
     "Bins",
     "ConditionalWeights",
     "DecoderWeights",
+    "ExtractOptions",
+    "Extraction",
     "FeatureLayout",
     "Mesh",
     "MeshBatch",
@@ -34,6 +38,7 @@ __all__ = [
     "decode_conditional",
     "decode_with_gradient",
     "fold_conditional_norm",
+    "extract",
     "has_cuda",
     "local_pool",
     "marching_cubes",

@@ -127,6 +127,11 @@ class Octree:
         offsets = torch.tensor([0, *map(len, rows)]).cumsum(0)
         return torch.tensor(sum(rows, []), dtype=torch.int32).reshape(-1, 3), offsets
 
+    def pending(self) -> list[int]:
+        """Numbers of unknown nodes by level."""
+        levels = [shape.created[point] for shape in self.shapes for point in shape.unknown()]
+        return [levels.count(level) for level in range(self.levels + 1)]
+
     def update(self, values: Tensor) -> None:
         """See ``occkernels.Octree.update``."""
         given = iter(values.to(self.dtype).tolist())
