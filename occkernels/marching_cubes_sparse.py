@@ -106,7 +106,7 @@ def _with_border(volume: SparseVolume) -> tuple[Tensor, Tensor | None, int]:
             outer.append(_keys(lattice[chosen], inner[chosen] + step, wide))
     row = torch.arange(len(volume.keys), device=place.device)
     source = row if whole else torch.where(high.any(dim=1), -2 - row, row)
-    added: Tensor = torch.unique(torch.cat(outer))  # type: ignore[no-untyped-call]
+    added: Tensor = torch.unique(torch.cat(outer))
     keys, order = torch.cat([_keys(lattice, inner, wide), added]).sort()
     return keys, torch.cat([source, added.new_full(added.shape, -1)])[order], wide
 
