@@ -9,10 +9,8 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 
 #include "common/macros.h"
-#include "common/types.h"
 #include "math/marching_cubes.h"
 
 namespace occ::mc {
@@ -302,53 +300,6 @@ OCC_HD inline void emit_brick_faces(const Bricks& bricks, const int64_t* vertex_
       const int corners = 3 * triangle_count(code);
       for (int i = 0; i < corners; ++i) *out++ = vertex[edges[i]] - base;
     }
-  }
-}
-
-// Values by node.
-template <class T>
-struct BrickField {
-  using S = acc_t<T>;
-  Bricks bricks;
-  const T* data;
-  S outside;
-
-  OCC_HD BrickField(const Bricks& all, const BrickValues& values)
-      : bricks(all), data(static_cast<const T*>(values.data)), outside(static_cast<S>(values.pad_value)) {}
-
-  // Element of the values that a node is, -1 where it lies outside of the lattice, -2 where it cannot be known.
-  OCC_HD int64_t element(const BrickNode& node) const {
-    if (node.brick < 0) return -2;
-    const int64_t row = bricks.source == nullptr ? node.brick : bricks.source[node.brick];
-    if (row >= 0) return row * kBrickNodes + 64 * node.word + node.bit;
-    int64_t place[3];
-    brick_place(bricks, node.brick, place);
-    const int within[3] = {node.word, node.bit >> 3, node.bit & 7};
-    bool outer = false;
-    for (int axis = 0; axis < 3; ++axis) {
-      place[axis] += within[axis];
-      if (place[axis] < -1 || place[axis] > bricks.nodes) return -2;
-      outer |= place[axis] == -1 || place[axis] == bricks.nodes;
-    }
-    if (outer) return -1;
-    return row == -1 ? -2 : (-2 - row) * kBrickNodes + 64 * node.word + node.bit;
-  }
-
-  OCC_HD S operator()(const BrickNode& node) const {
-    const int64_t at = element(node);
-    return at >= 0 ? static_cast<S>(data[at]) : at == -1 ? outside : std::numeric_limits<S>::quiet_NaN();
-  }
-};
-
-// Differences along the axes: central where both neighbours are known, one-sided where one is, else 0.
-template <class T>
-OCC_HD inline void brick_gradient(const BrickField<T>& field, const BrickNode& node, acc_t<T> out[3]) {
-  using S = acc_t<T>;
-  const S here = field(node);
-  for (int axis = 0; axis < 3; ++axis) {
-    const S before = field(node_before(field.bricks, node, axis)), after = field(node_after(field.bricks, node, axis));
-    const bool has_before = before == before, has_after = after == after;
-    out[axis] = difference(has_before ? before : here, has_after ? after : here, int64_t{has_before} + has_after);
   }
 }
 
