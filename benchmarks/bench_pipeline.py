@@ -24,9 +24,9 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "tests" / "occnets")]
 
 import original  # noqa: E402
-from convonet_cases import golden, golden_config  # noqa: E402
 from original_octree import SerialOctree  # noqa: E402
 
+from convonet_cases import golden, golden_config  # noqa: E402
 from occkernels import ExtractOptions, extract  # noqa: E402
 from occnets.models import build_model  # noqa: E402
 from occnets.models.fused import fused_field  # noqa: E402

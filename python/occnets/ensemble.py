@@ -3,12 +3,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from occnets.memory import query_bytes
+from occnets.models.fused import fused_field
+
+_SIDE = 8  # nodes along a side of a brick
 
 
 def cube_symmetries() -> NDArray[np.float32]:
@@ -30,8 +36,54 @@ def cube_symmetries() -> NDArray[np.float32]:
     return np.stack(mixed)
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A symmetry of the cube: coordinate a of a turned point is ``signs[a]`` times its old coordinate ``axes[a]``."""
+
+    axes: tuple[int, int, int]
+    signs: tuple[int, int, int]
+
+    @classmethod
+    def from_matrix(cls, matrix: NDArray[np.float32]) -> Turn:
+        """The turn that a row of `cube_symmetries` applies to column vectors."""
+        axes = np.abs(matrix).argmax(axis=1)
+        x, y, z = ((int(axis), int(matrix[row, axis])) for row, axis in enumerate(axes))
+        return cls((x[0], y[0], z[0]), (x[1], y[1], z[1]))
+
+    @property
+    def identity(self) -> bool:
+        """Nothing is turned."""
+        return self == Turn((0, 1, 2), (1, 1, 1))
+
+    def points(self, points: Tensor) -> Tensor:
+        """Turned points (..., 3); exact."""
+        if self.identity:
+            return points
+        return points[..., list(self.axes)] * torch.tensor(self.signs, dtype=points.dtype, device=points.device)
+
+    def back(self, vectors: Tensor) -> Tensor:
+        """Vectors (..., 3) turned back."""
+        if self.identity:
+            return vectors
+        signs = torch.tensor(self.signs, dtype=vectors.dtype, device=vectors.device)
+        return (vectors * signs)[..., np.argsort(self.axes).tolist()]
+
+    def cubes(self, values: Tensor) -> Tensor:
+        """Turned arrays (K, n, n, n) of values at nodes."""
+        turned = values.permute(0, *(1 + axis for axis in self.axes))
+        return turned.flip([1 + row for row, sign in enumerate(self.signs) if sign < 0])
+
+    def cubes_back(self, values: Tensor) -> Tensor:
+        """Arrays (K, n, n, n) turned back."""
+        flipped = values.flip([1 + row for row, sign in enumerate(self.signs) if sign < 0])
+        return flipped.permute(0, *(1 + int(axis) for axis in np.argsort(self.axes)))
+
+
 class EnsembleField:
     """Mean logits over orientations: each turned cloud is encoded once, queries turn with it.
+
+    Offers what `occkernels.extract` uses where the network's decoder has a fused form: ``bricks`` for regular blocks of
+    nodes and ``with_gradient`` for normals.
 
     Args:
         model: offers ``encode(inputs (1, N, 3)) -> features`` and ``decode(query (1, M, 3), features) -> (1, M)``.
@@ -40,11 +92,60 @@ class EnsembleField:
     """
 
     def __init__(self, model: Any, points: Tensor, count: int) -> None:
-        self.model = model
-        turns = torch.from_numpy(cube_symmetries()[:count]).to(points.device)
-        self.members = [(turn, model.encode((points @ turn.T)[None])) for turn in turns]
+        turns = [Turn.from_matrix(matrix) for matrix in cube_symmetries()[:count]]
+        self.members = [(turn, fused_field(model, model.encode(turn.points(points)[None]))) for turn in turns]
+        fields = [field for _, field in self.members]
+        self.bytes_per_query = max(getattr(field, "bytes_per_query", query_bytes(model)) for field in fields)
+        if all(hasattr(field, "bricks") for field in fields):
+            self.bricks = self._bricks
+        if all(hasattr(field, "with_gradient") for field in fields):
+            self.with_gradient = self._with_gradient
 
     def __call__(self, query: Tensor) -> Tensor:
         """Logits (1, M) float32 at queries (1, M, 3); differentiable if the model is."""
-        logits = [self.model.decode(query @ turn.T, features).float() for turn, features in self.members]
-        return torch.stack(logits).mean(dim=0) if len(logits) > 1 else logits[0]
+        return self._mean(field(turn.points(query)).float() for turn, field in self.members)
+
+    def _with_gradient(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (1, M) and their gradient (1, M, 3)."""
+        found = [(turn, *field.with_gradient(turn.points(query))) for turn, field in self.members]
+        return self._mean(value for _, value, _ in found), self._mean(turn.back(slope) for turn, _, slope in found)
+
+    def _bricks(self, shape: Tensor, corner: Tensor, mask: Tensor, spacing: float, origin: float) -> Tensor:
+        """(K, 512) logits at the wanted nodes of bricks; see `occkernels.extract`. The lattice must be centred."""
+        cells = round(-2.0 * origin / spacing)
+        if abs(cells * spacing + 2.0 * origin) > 1e-6 * spacing:
+            raise ValueError(
+                f"EnsembleField.bricks: the lattice must be centred, got spacing {spacing} and origin {origin}."
+            )
+        wanted = None
+        parts = []
+        for turn, field in self.members:
+            if turn.identity:
+                parts.append(field.bricks(shape, corner, mask, spacing, origin))
+                continue
+            wanted = _unpacked(mask) if wanted is None else wanted
+            place = corner[:, list(turn.axes)]
+            # A reflected brick begins where the old one ends: node i becomes node cells - i of the lattice.
+            mirrored = torch.tensor(turn.signs, device=corner.device) < 0
+            place = torch.where(mirrored, cells - (_SIDE - 1) - place, place).to(torch.int32)
+            found = field.bricks(shape, place.contiguous(), _packed(turn.cubes(wanted)), spacing, origin)
+            parts.append(turn.cubes_back(found.view(-1, _SIDE, _SIDE, _SIDE)).reshape(found.shape))
+        return self._mean(parts)
+
+    def _mean(self, parts: Any) -> Tensor:
+        # Added one by one: the members' values need not all be kept.
+        total = sum(parts)
+        assert isinstance(total, Tensor)
+        return total if len(self.members) == 1 else total / len(self.members)
+
+
+def _unpacked(mask: Tensor) -> Tensor:
+    """(K, 8, 8, 8) bool of masks (K, 8) int64: bit ``8 * j + k`` of word i is node (i, j, k)."""
+    bits = torch.arange(_SIDE * _SIDE, device=mask.device)
+    return (mask[:, :, None] >> bits & 1).bool().view(-1, _SIDE, _SIDE, _SIDE)
+
+
+def _packed(wanted: Tensor) -> Tensor:
+    """The inverse of `_unpacked`."""
+    bits = torch.arange(_SIDE * _SIDE, device=wanted.device)
+    return (wanted.reshape(-1, _SIDE, _SIDE * _SIDE).long() << bits).sum(dim=2)

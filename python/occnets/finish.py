@@ -30,7 +30,7 @@ class Surface:
     Attributes:
         vertices: (V, 3) float64.
         faces: (F, 3) int64.
-        normals: (V, 3) unit normals, or None if not wanted.
+        normals: (V, 3) unit normals, or None if not known.
         facts: what the stages did, ready for JSON.
         notes: remarks for the user.
     """
@@ -42,11 +42,10 @@ class Surface:
     notes: list[str] = field(default_factory=list)
 
     def update(self, vertices: NDArray[np.float64], faces: NDArray[np.int64] | None = None) -> None:
-        """Take moved vertices, and perhaps other faces; normals follow."""
+        """Take moved vertices, and perhaps other faces; normals are forgotten."""
         self.vertices = vertices
         self.faces = self.faces if faces is None else faces
-        if self.normals is not None:
-            self.normals = vertex_normals(self.vertices, self.faces)
+        self.normals = None
 
 
 def finish_surface(
@@ -78,6 +77,8 @@ def finish_surface(
         surface.facts["simplified_from"] = len(surface.faces)
         surface.update(simplified.vertices, simplified.faces)
         surface.notes += simplified.warnings
+    if settings.normals and surface.normals is None:
+        surface.normals = vertex_normals(surface.vertices, surface.faces)
     checked = check_mesh(surface.vertices, surface.faces)
     surface.facts["problems"] = list(checked.problems())
     if checked.not_finite:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import time
@@ -15,12 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-import occkernels
 from occnets.components import mesh_statistics
 from occnets.ensemble import EnsembleField, cube_symmetries
-from occnets.field import Lattice, evaluate_lattice
+from occnets.extraction import extract_surface
 from occnets.finish import EmptyReconstructionError, Surface, finish_surface
 from occnets.io import PointCloud
 from occnets.memory import chunk_within, query_bytes
@@ -49,8 +48,6 @@ DEFAULT_POINTS = 50_000
 
 _CLOUD_INPUTS = ("pointcloud", "partial_pointcloud")
 _PADDING = 0.1  # queries live in the unit cube enlarged by this, if the model's configuration does not say
-_OUTSIDE = -1e6  # the logit around the lattice: whatever reaches its border is closed there
-_EDGE_MARGIN = 1e-3  # cells; keeps vertices of different edges apart when they are rounded or merged later
 _REFINE_RESOLUTION = 128  # what the family's learning rate is made for; finer lattices take shorter steps
 
 
@@ -176,14 +173,13 @@ class Reconstructor:
         ensemble = settings.ensemble or int((self.config.get("test") or {}).get("ensemble") or 1)
         with torch.no_grad():  # not inference mode: refinement differentiates through the features
             with clock.stage("encode"):
-                decode = EnsembleField(self.model, unit, ensemble)
-            with clock.stage("evaluate"):
-                lattice = self._evaluate(decode, settings, level, unit, progress)
+                field = EnsembleField(self.model, unit, ensemble)
             with clock.stage("extract"):
-                surface = _extract(lattice, level, threshold, settings.normals)
-                notes += _border_warning(lattice, level)
+                box = 1.0 + float((self.config.get("data") or {}).get("padding", _PADDING))
+                report = None if progress is None else functools.partial(progress, "evaluate")
+                surface, facts, remarks = extract_surface(field, settings, level, box, unit, report)
             with clock.stage("finish"):
-                refine = self._refinement(decode, settings, threshold, ensemble, progress)
+                refine = self._refinement(field, settings, threshold, ensemble, progress)
                 # All points, not only those the network saw: dense scans place the surface better than any network.
                 finish_surface(surface, settings, clean.frame.to_unit(clean.points), refine)
                 mesh = _mesh(surface, clean)
@@ -195,29 +191,11 @@ class Reconstructor:
                 "max_points": int(limit),
                 "ensemble": ensemble,
             },
-            "field": {"nodes": lattice.values.numel(), "evaluated": lattice.evaluated},
+            "field": facts,
             "mesh": {**mesh_statistics(np.asarray(mesh.vertices), np.asarray(mesh.faces)), **surface.facts},
         }
         clock.seconds["total"] = time.perf_counter() - start
-        return Reconstruction(mesh, stats, clock.seconds, (*notes, *surface.notes), chosen)
-
-    def _evaluate(
-        self,
-        field: EnsembleField,
-        settings: ReconstructionConfig,
-        level: float,
-        near: Tensor,
-        progress: Progress | None,
-    ) -> Lattice:
-        return evaluate_lattice(
-            lambda query: field(query[None])[0],
-            settings.resolution,
-            1.0 + float((self.config.get("data") or {}).get("padding", _PADDING)),
-            level,
-            near=near,
-            chunk=chunk_within(settings.memory, query_bytes(self.model), settings.chunk),
-            progress=None if progress is None else lambda done, total: progress("evaluate", done, total),
-        )
+        return Reconstruction(mesh, stats, clock.seconds, (*notes, *remarks, *surface.notes), chosen)
 
     def _refinement(
         self,
@@ -237,7 +215,7 @@ class Reconstructor:
             seed=settings.seed,
             chunk=chunk_within(settings.memory, each, plain.chunk),
         )
-        report = None if progress is None else lambda done, total: progress("refine", done, total)
+        report = None if progress is None else functools.partial(progress, "refine")
 
         def refine(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> Refinement:
             return refine_vertices(vertices, faces, field, threshold, options, device=self.device, progress=report)
@@ -292,34 +270,6 @@ def trained_range(config: Mapping[str, Any], key: str, default: float) -> tuple[
         return default, default
     values = value if isinstance(value, (list, tuple)) else [value]
     return min(values), max(values)
-
-
-def _extract(lattice: Lattice, level: float, threshold: float, normals: bool) -> Surface:
-    """The surface in the unit cube."""
-    bad = int((~torch.isfinite(lattice.values)).sum())
-    if bad:
-        raise ValueError(f"the network returned {bad} values that are NaN or infinite; the weights are damaged")
-    low, high = lattice.values.aminmax()
-    if not float(low) <= level < float(high):
-        side, change = ("outside", "lower") if float(high) <= level else ("inside", "higher")
-        raise EmptyReconstructionError(
-            f"no surface found: at threshold {threshold:g} the network takes everything for {side}; "
-            f"try a {change} --threshold, more points, or another model"
-        )
-    batch = occkernels.marching_cubes(
-        lattice.values, level, normals=normals, edge_margin=_EDGE_MARGIN, pad_value=_OUTSIDE
-    )
-    cells = lattice.values.shape[0] - 1
-    vertices = lattice.box * (batch.vertices.double().cpu().numpy() / cells - 0.5)
-    directions = None if batch.normals is None else batch.normals.double().cpu().numpy()
-    return Surface(vertices, batch.faces.cpu().numpy(), directions)
-
-
-def _border_warning(lattice: Lattice, level: float) -> list[str]:
-    inside = lattice.values > level
-    if not any(bool(inside.select(axis, end).any()) for axis in range(3) for end in (0, -1)):
-        return []
-    return ["the surface reaches the border of the model's cube and was closed there; stray points may spoil the scale"]
 
 
 def _mesh(surface: Surface, clean: CleanCloud) -> trimesh.Trimesh:
