@@ -29,7 +29,7 @@ from original_octree import SerialOctree  # noqa: E402
 from convonet_cases import golden, golden_config  # noqa: E402
 from occkernels import ExtractOptions, extract  # noqa: E402
 from occnets.models import build_model  # noqa: E402
-from occnets.models.fused import fused_field  # noqa: E402
+from occnets.models.fused import fuse  # noqa: E402
 
 THRESHOLD = 0.2
 LEVEL = math.log(THRESHOLD) - math.log(1.0 - THRESHOLD)
@@ -67,7 +67,9 @@ class Ours:
 
     def mesh(self, maps: Any, levels: int) -> tuple[np.ndarray, np.ndarray]:
         options = ExtractOptions(initial=INITIAL, levels=levels, threshold=LEVEL, box=1.1)
-        found = extract(fused_field(self.model, maps), options).mesh(0)
+        field = fuse(self.model.decoder, maps)
+        assert field is not None
+        found = extract(field, options).mesh(0)
         return found.vertices.numpy(), found.faces.numpy()
 
 

@@ -7,9 +7,8 @@ order of the parts is that of csrc/math/decode.h.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -110,9 +109,17 @@ class DecoderWeights:
         """All weights and biases."""
         return [tensor for pair in (self.fc_p, self.fc_c, self.fc_0, self.fc_1, self.fc_out) for tensor in pair]
 
-    @cached_property
+    @property
     def packed(self) -> Tensor:
         """One float32 vector in the kernels' order."""
+        return _kept(self, "_packed", self._pack)
+
+    @property
+    def reversed(self) -> Tensor:
+        """The transposed matrices, for the gradient."""
+        return _kept(self, "_reversed", self._reverse)
+
+    def _pack(self) -> Tensor:
         with torch.no_grad():
             matrices = [_panels(part[0]) for part in (self.fc_p, self.fc_c, self.fc_0, self.fc_1)]
             bias = self.fc_1[1].new_zeros(self.depth + 1, self.hidden)
@@ -122,9 +129,7 @@ class DecoderWeights:
             vectors = [_padded(part) for part in (self.fc_0[1], bias, self.fc_out[0], self.fc_out[1].reshape(1))]
             return torch.cat(matrices + vectors)
 
-    @cached_property
-    def reversed(self) -> Tensor:
-        """The transposed matrices, for the gradient."""
+    def _reverse(self) -> Tensor:
         with torch.no_grad():
             return torch.cat([_panels(part[0].mT) for part in (self.fc_p, self.fc_c, self.fc_0, self.fc_1)])
 
@@ -180,9 +185,12 @@ class ConditionalWeights:
         """All weights and biases."""
         return [tensor for pair in (self.fc_p, self.layers, self.fc_out) for tensor in pair]
 
-    @cached_property
+    @property
     def packed(self) -> Tensor:
         """One float32 vector in the kernels' order."""
+        return _kept(self, "_packed", self._pack)
+
+    def _pack(self) -> Tensor:
         with torch.no_grad():
             return torch.cat(
                 [
@@ -249,6 +257,15 @@ def fold_conditional_norm(
     """
     scale = gamma * torch.rsqrt(variance + eps)
     return scale, beta - mean * scale
+
+
+def _kept(owner: object, name: str, make: Callable[[], Tensor]) -> Tensor:
+    """The attribute ``name``, made on first use. Not functools.cached_property, which torch.compile cannot trace."""
+    value: Tensor | None = getattr(owner, name, None)
+    if value is None:
+        value = make()
+        object.__setattr__(owner, name, value)
+    return value
 
 
 def _check_pair(where: str, name: str, pair: tuple[Tensor, Tensor], size: Sequence[int], like: Tensor) -> None:

@@ -13,6 +13,12 @@
 #include "common/simd.h"
 #include "math/decode.h"
 
+#if defined(_MSC_VER) && !defined(__clang__)
+#define OCC_NOINLINE __declspec(noinline)
+#else
+#define OCC_NOINLINE __attribute__((noinline))
+#endif
+
 namespace occ::cpu {
 namespace OCC_ISA {
 
@@ -56,36 +62,63 @@ OCC_INLINE Vector where_positive(Vector at, Vector a, Vector other) {
 OCC_INLINE Vector load(const float* from) { return load_simd<Vector>(from); }
 OCC_INLINE Vector spread_value(float value) { return broadcast<Vector>(value); }
 
+// One input of MR rows: the NR vectors of weights come one by one, so that MR + NR * MR + 1 registers are enough.
 template <int MR, int NR>
-OCC_INLINE void accumulate(const Factor& factor, int64_t row, int64_t column, Vector (*sum)[NR]) {
+OCC_INLINE void step(const float* rows, int64_t stride, const float* weights, int64_t next, Vector (*sum)[NR]) {
   constexpr int together = kPanel / kVector < NR ? kPanel / kVector : NR;  // vectors of one panel
-  const float* rows = factor.rows + row * factor.stride;
-  const float* weights = factor.weights + column / kPanel * kPanel * factor.inputs + column % kPanel;
-  const int64_t next = factor.inputs * kPanel;
-  for (int64_t k = 0; k < factor.inputs; ++k) {
+  if constexpr (MR < NR) {
+    Vector x[MR];
+    OCC_UNROLL for (int r = 0; r < MR; ++r) x[r] = spread_value(rows[r * stride]);
+    OCC_UNROLL for (int v = 0; v < NR; ++v) {
+      const Vector w = load(weights + v / together * next + v % together * kVector);
+      OCC_UNROLL for (int r = 0; r < MR; ++r) sum[r][v] = multiply_add(x[r], w, sum[r][v]);
+    }
+  } else {
     Vector w[NR];
     OCC_UNROLL for (int v = 0; v < NR; ++v) w[v] = load(weights + v / together * next + v % together * kVector);
     OCC_UNROLL for (int r = 0; r < MR; ++r) {
-      const Vector x = spread_value(rows[r * factor.stride + k]);
+      const Vector x = spread_value(rows[r * stride]);
       OCC_UNROLL for (int v = 0; v < NR; ++v) sum[r][v] = multiply_add(x, w[v], sum[r][v]);
     }
-    weights += kPanel;
+  }
+}
+
+template <int MR, int NR>
+OCC_INLINE void accumulate(const Factor& factor, int64_t row, int64_t column, Vector (*sum)[NR]) {
+  const float* rows = factor.rows + row * factor.stride;
+  const float* weights = factor.weights + column / kPanel * kPanel * factor.inputs + column % kPanel;
+  const int64_t stride = factor.stride, next = factor.inputs * kPanel;
+  for (const float* end = rows + factor.inputs; rows < end; ++rows, weights += kPanel) {
+    step<MR, NR>(rows, stride, weights, next, sum);
+  }
+}
+
+// The sums of one block, out of line: with the epilogues around it the loop would run out of address registers.
+template <int MR, int NR>
+OCC_NOINLINE void block_sums(const Factor& a, const Factor& b, int64_t row, int64_t column, const float* bias,
+                             float* out) {
+  Vector sum[MR][NR];
+  OCC_UNROLL for (int v = 0; v < NR; ++v) {
+    const Vector start = bias ? load(bias + column + v * kVector) : Vector{};
+    OCC_UNROLL for (int r = 0; r < MR; ++r) sum[r][v] = start;
+  }
+  accumulate<MR, NR>(a, row, column, sum);
+  accumulate<MR, NR>(b, row, column, sum);
+  OCC_UNROLL for (int r = 0; r < MR; ++r) {
+    OCC_UNROLL for (int v = 0; v < NR; ++v) store_simd(out + (r * NR + v) * kVector, sum[r][v]);
   }
 }
 
 template <int MR, int NR, class E>
 OCC_INLINE void multiply_columns(int rows, int64_t column, const float* bias, const Factor& a, const Factor& b,
                                  const E& epilogue) {
+  alignas(64) float sums[MR * NR * kVector];
   for (int row = 0; row < rows; row += MR) {
-    Vector sum[MR][NR];
-    OCC_UNROLL for (int v = 0; v < NR; ++v) {
-      const Vector start = bias ? load(bias + column + v * kVector) : Vector{};
-      OCC_UNROLL for (int r = 0; r < MR; ++r) sum[r][v] = start;
-    }
-    accumulate<MR, NR>(a, row, column, sum);
-    if (b.inputs) accumulate<MR, NR>(b, row, column, sum);
+    block_sums<MR, NR>(a, b, row, column, bias, sums);
     OCC_UNROLL for (int r = 0; r < MR; ++r) {
-      OCC_UNROLL for (int v = 0; v < NR; ++v) epilogue(row + r, column + v * kVector, sum[r][v]);
+      OCC_UNROLL for (int v = 0; v < NR; ++v) {
+        epilogue(row + r, column + v * kVector, load(sums + (r * NR + v) * kVector));
+      }
     }
   }
 }

@@ -10,6 +10,12 @@
 #include "cpu/decode.h"
 #include "cpu/decode_gemm.h"
 
+#if defined(OCC_VECTOR_TYPES)
+#define OCC_PREFETCH_FAR(address) __builtin_prefetch(address, 0, 2)
+#else
+#define OCC_PREFETCH_FAR(address) _mm_prefetch(address, 2)
+#endif
+
 namespace occ::cpu {
 namespace OCC_ISA {
 
@@ -62,27 +68,10 @@ struct Maps {
   }
 };
 
-// x, y, z and the coordinates in the dynamic planes, structure of arrays. Places beyond the last query repeat the first
-// one, so that whole vectors can be computed.
+// x, y, z and the coordinates in the dynamic planes, structure of arrays.
 struct Columns {
   float at[kColumns][kTileRows];
 };
-
-OCC_INLINE void project_columns(const Maps& maps, int64_t b, Columns& columns) {
-  const Layout& layout = maps.job.layout;
-  const Normalizer<float> n(layout.padding);
-  for (int l = 0; l < layout.dynamic; ++l) {
-    const float* basis = maps.job.bases + (b * layout.dynamic + l) * 9;
-    const float scale = maps.job.scale[b * layout.dynamic + l];
-    for (int q = 0; q < kTileRows; ++q) {
-      const float p[3] = {columns.at[0][q], columns.at[1][q], columns.at[2][q]};
-      float t[2];
-      normalize_dynamic(n, basis, scale, p, t);
-      columns.at[3 + 2 * l][q] = t[0];
-      columns.at[4 + 2 * l][q] = t[1];
-    }
-  }
-}
 
 // One map's cells and positions in them.
 struct Located {
@@ -90,28 +79,87 @@ struct Located {
   float upper[3][kTileRows], slope[3][kTileRows];
 };
 
-OCC_INLINE void locate(const Maps& maps, int k, const Columns& columns, Located& at) {
+// The queries of a tile and where they fall in every map. Places beyond the last query repeat the first one, up to a
+// multiple of the steps of all loops over places.
+struct Spots {
+  Columns columns;
+  int64_t shape = 0;
+  int count = 0, places = 0;
+  Located* at = nullptr;  // of every map
+
+  static constexpr int kStep = 48;  // a multiple of kRowStep and of every vector
+};
+
+OCC_INLINE void project_columns(const Maps& maps, Spots& spots) {
+  const Layout& layout = maps.job.layout;
+  const Normalizer<float> n(layout.padding);
+  for (int l = 0; l < layout.dynamic; ++l) {
+    const float* basis = maps.job.bases + (spots.shape * layout.dynamic + l) * 9;
+    const float scale = maps.job.scale[spots.shape * layout.dynamic + l];
+    auto& at = spots.columns.at;
+    for (int q = 0; q < spots.places; ++q) {
+      const float p[3] = {at[0][q], at[1][q], at[2][q]};
+      float t[2];
+      normalize_dynamic(n, basis, scale, p, t);
+      at[3 + 2 * l][q] = t[0];
+      at[4 + 2 * l][q] = t[1];
+    }
+  }
+}
+
+OCC_INLINE void locate(const Maps& maps, int k, Spots& spots) {
   const MapRule<float>& rule = maps.rule[k];
+  Located& at = spots.at[k];
   int32_t low[3][kTileRows];
   for (int axis = 0; axis < rule.axes; ++axis) {
-    const float* column = columns.at[rule.columns[axis]];
-    for (int q = 0; q < kTileRows; ++q) {
+    const float* column = spots.columns.at[rule.columns[axis]];
+    for (int q = 0; q < spots.places; ++q) {
       const float u = position_of(rule, column[q], at.slope[axis][q]);
       low[axis][q] = low_node(rule, u);
       at.upper[axis][q] = u - static_cast<float>(low[axis][q]);
     }
   }
-  for (int q = 0; q < kTileRows; ++q) {
+  for (int q = 0; q < spots.places; ++q) {
     int64_t node = rule.axes == 3 ? low[2][q] : 0;
     node = low[0][q] + rule.resolution * (low[1][q] + rule.resolution * node);
     at.cell[q] = node * maps.channels;
   }
 }
 
+// Completes spots whose first `count` places hold x, y and z.
+OCC_INLINE void locate_all(const Maps& maps, int64_t shape, int count, Spots& spots) {
+  spots.shape = shape;
+  spots.count = count;
+  spots.places = (count + Spots::kStep - 1) / Spots::kStep * Spots::kStep;
+  for (int axis = 0; axis < 3; ++axis) {
+    float* column = spots.columns.at[axis];
+    for (int q = count; q < spots.places; ++q) column[q] = column[0];
+  }
+  project_columns(maps, spots);
+  for (int k = 0; k < maps.count; ++k) locate(maps, k, spots);
+}
+
+// Asks for part `part` of `parts` of the features of spots, into the second-level cache: done between the matrix
+// products of the tile before, it hides the way to memory.
+template <class T>
+void prefetch_part(const Maps& maps, const Spots& spots, int part, int parts) {
+  const int total = maps.count * spots.count;
+  const int64_t bytes = 2 * maps.channels * static_cast<int64_t>(sizeof(T));
+  for (int i = total * part / parts; i < total * (part + 1) / parts; ++i) {
+    const int k = i / spots.count, q = i - k * spots.count;
+    const char* cell = reinterpret_cast<const char*>(maps.data<T>(spots.shape, k) + spots.at[k].cell[q]);
+    const int corners = 1 << maps.rule[k].axes;
+    for (int c = 0; c < corners; c += 2) {
+      const char* from = cell + maps.corner[k][c] * static_cast<int64_t>(sizeof(T));
+      for (int64_t byte = 0; byte < bytes; byte += 64) OCC_PREFETCH_FAR(from + byte);
+    }
+  }
+}
+
 // weight[corner][query]
 template <int D>
-OCC_INLINE void plain_weights(const Located& at, float (*weight)[kTileRows]) {
-  for (int q = 0; q < kTileRows; q += kVector) {
+OCC_INLINE void plain_weights(const Located& at, int places, float (*weight)[kTileRows]) {
+  for (int q = 0; q < places; q += kVector) {
     Vector upper[D], corners[1 << D];
     for (int axis = 0; axis < D; ++axis) upper[axis] = load(&at.upper[axis][q]);
     spread_plain<D>(upper, spread_value(1.0f), corners);
@@ -136,21 +184,15 @@ OCC_INLINE void gather_channels(const T* cell, const int64_t* corner, const floa
 }
 
 template <class T, int D>
-void gather_map(const Maps& maps, int k, const T* data, const Located& at, int count, bool add, float* rows,
-                int64_t stride) {
-  constexpr int ahead = 8;
+void gather_map(const Maps& maps, int k, const Spots& spots, int count, bool add, float* rows, int64_t stride) {
+  const Located& at = spots.at[k];
+  const T* data = maps.data<T>(spots.shape, k);
   float weight[1 << D][kTileRows];
-  plain_weights<D>(at, weight);
+  plain_weights<D>(at, spots.places, weight);
   const int64_t* corner = maps.corner[k];
-  const int64_t channels = maps.channels, bytes = 2 * channels * static_cast<int64_t>(sizeof(T));
+  const int64_t channels = maps.channels;
   for (int q = 0; q < count; ++q) {
     const T* cell = data + at.cell[q];
-    const char* later = reinterpret_cast<const char*>(data + at.cell[q + ahead < count ? q + ahead : q]);
-    for (int64_t byte = 0; byte < bytes; byte += 64) {
-      OCC_UNROLL for (int c = 0; c < 1 << D; c += 2) {
-        OCC_PREFETCH(later + byte + corner[c] * static_cast<int64_t>(sizeof(T)));
-      }
-    }
     float* row = rows + q * stride;
     int64_t c = 0;
     for (; c + 4 * kVector <= channels; c += 4 * kVector) {
@@ -165,28 +207,27 @@ void gather_map(const Maps& maps, int k, const T* data, const Located& at, int c
   }
 }
 
-// Features of `count` queries of shape b into rows.
+// Features of the first `count` places into rows.
 template <class T>
-void gather_rows(const Maps& maps, int64_t b, const Columns& columns, int count, float* rows, int64_t stride) {
-  Located at;
+void gather_rows(const Maps& maps, const Spots& spots, int count, float* rows, int64_t stride) {
   for (int k = 0; k < maps.count; ++k) {
-    locate(maps, k, columns, at);
     float* to = rows + (maps.job.concat ? k * maps.channels : 0);
     const bool add = k > 0 && !maps.job.concat;
     if (maps.rule[k].axes == 2) {
-      gather_map<T, 2>(maps, k, maps.data<T>(b, k), at, count, add, to, stride);
+      gather_map<T, 2>(maps, k, spots, count, add, to, stride);
     } else {
-      gather_map<T, 3>(maps, k, maps.data<T>(b, k), at, count, add, to, stride);
+      gather_map<T, 3>(maps, k, spots, count, add, to, stride);
     }
   }
 }
 
 template <class T, int D>
-void contract_map(const Maps& maps, int k, const T* data, const Located& at, int count, const float* rows,
-                  int64_t stride, Columns& gradient) {
+void contract_map(const Maps& maps, int k, const Spots& spots, const float* rows, int64_t stride, Columns& gradient) {
+  const Located& at = spots.at[k];
+  const T* data = maps.data<T>(spots.shape, k);
   const int64_t* corner = maps.corner[k];
   float dots[1 << D][kTileRows] = {};
-  for (int q = 0; q < count; ++q) {
+  for (int q = 0; q < spots.count; ++q) {
     const T* cell = data + at.cell[q];
     const float* row = rows + q * stride;
     Vector sum[1 << D] = {};
@@ -202,7 +243,7 @@ void contract_map(const Maps& maps, int k, const T* data, const Located& at, int
       for (int i = 0; i < 1 << D; ++i) dots[i][q] += row[c] * static_cast<float>(cell[corner[i] + c]);
     }
   }
-  for (int q = 0; q < kTileRows; q += kVector) {
+  for (int q = 0; q < spots.places; q += kVector) {
     Vector upper[D], slope[D], values[1 << D], kinds[1 << D];
     for (int axis = 0; axis < D; ++axis) {
       upper[axis] = load(&at.upper[axis][q]);
@@ -223,27 +264,24 @@ void contract_map(const Maps& maps, int k, const T* data, const Located& at, int
 // Adds to every column the derivative of <rows, features> along it, then folds the dynamic planes' columns into the
 // first three.
 template <class T>
-void contract_rows(const Maps& maps, int64_t b, const Columns& columns, int count, const float* rows, int64_t stride,
-                   Columns& gradient) {
-  Located at;
+void contract_rows(const Maps& maps, const Spots& spots, const float* rows, int64_t stride, Columns& gradient) {
   for (int k = 0; k < maps.count; ++k) {
-    locate(maps, k, columns, at);
     const float* from = rows + (maps.job.concat ? k * maps.channels : 0);
     if (maps.rule[k].axes == 2) {
-      contract_map<T, 2>(maps, k, maps.data<T>(b, k), at, count, from, stride, gradient);
+      contract_map<T, 2>(maps, k, spots, from, stride, gradient);
     } else {
-      contract_map<T, 3>(maps, k, maps.data<T>(b, k), at, count, from, stride, gradient);
+      contract_map<T, 3>(maps, k, spots, from, stride, gradient);
     }
   }
   const Layout& layout = maps.job.layout;
   const Normalizer<float> n(layout.padding);
   for (int l = 0; l < layout.dynamic; ++l) {
-    const float* basis = maps.job.bases + (b * layout.dynamic + l) * 9;
-    const float unit = 1.0f / n.half_width / maps.job.scale[b * layout.dynamic + l] / 2.0f;
+    const float* basis = maps.job.bases + (spots.shape * layout.dynamic + l) * 9;
+    const float unit = 1.0f / n.half_width / maps.job.scale[spots.shape * layout.dynamic + l] / 2.0f;
     for (int row = 0; row < 2; ++row) {
       for (int axis = 0; axis < 3; ++axis) {
         const float step = basis[3 * row + axis] * unit;
-        for (int q = 0; q < kTileRows; ++q) gradient.at[axis][q] += step * gradient.at[3 + 2 * l + row][q];
+        for (int q = 0; q < spots.places; ++q) gradient.at[axis][q] += step * gradient.at[3 + 2 * l + row][q];
       }
     }
   }

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from occnets.memory import query_bytes
-from occnets.models.fused import fused_field
+from occnets.models.fused import FusedField, fuse
 
 _SIDE = 8  # nodes along a side of a brick
+_FUSED_BYTES = 64  # of a query in the fused decoder: coordinates, logits, masks
 
 
 def cube_symmetries() -> NDArray[np.float32]:
@@ -92,23 +93,30 @@ class EnsembleField:
     """
 
     def __init__(self, model: Any, points: Tensor, count: int) -> None:
-        turns = [Turn.from_matrix(matrix) for matrix in cube_symmetries()[:count]]
-        self.members = [(turn, fused_field(model, model.encode(turn.points(points)[None]))) for turn in turns]
-        fields = [field for _, field in self.members]
-        self.bytes_per_query = max(getattr(field, "bytes_per_query", query_bytes(model)) for field in fields)
-        if all(hasattr(field, "bricks") for field in fields):
-            self.bricks = self._bricks
-        if all(hasattr(field, "with_gradient") for field in fields):
-            self.with_gradient = self._with_gradient
+        self.model = model
+        self.turns = [Turn.from_matrix(matrix) for matrix in cube_symmetries()[:count]]
+        self.features = [model.encode(turn.points(points)[None]) for turn in self.turns]
+        self.bytes_per_query = query_bytes(model)
+        decoder = getattr(model, "decoder", None)
+        fused = [None if decoder is None else fuse(decoder, features) for features in self.features]
+        self.fused: list[FusedField] = [field for field in fused if field is not None]
+        if len(self.fused) == count:
+            self.bytes_per_query = _FUSED_BYTES
+            self.bricks, self.with_gradient = self._bricks, self._with_gradient
 
     def __call__(self, query: Tensor) -> Tensor:
-        """Logits (1, M) float32 at queries (1, M, 3); differentiable if the model is."""
-        return self._mean(field(turn.points(query)).float() for turn, field in self.members)
+        """Logits (1, M) float32 at queries (1, M, 3); differentiable if the model is and gradients are recorded."""
+        if len(self.fused) == len(self.turns) and not torch.is_grad_enabled():
+            return self._mean(field(turn.points(query)) for turn, field in zip(self.turns, self.fused, strict=True))
+        pairs = zip(self.turns, self.features, strict=True)
+        return self._mean(self.model.decode(turn.points(query), features).float() for turn, features in pairs)
 
     def _with_gradient(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (1, M) and their gradient (1, M, 3)."""
-        found = [(turn, *field.with_gradient(turn.points(query))) for turn, field in self.members]
-        return self._mean(value for _, value, _ in found), self._mean(turn.back(slope) for turn, _, slope in found)
+        pairs = list(zip(self.turns, self.fused, strict=True))
+        found = [field.with_gradient(turn.points(query)) for turn, field in pairs]
+        slopes = (turn.back(slope) for (turn, _), (_, slope) in zip(pairs, found, strict=True))
+        return self._mean(value for value, _ in found), self._mean(slopes)
 
     def _bricks(self, shape: Tensor, corner: Tensor, mask: Tensor, spacing: float, origin: float) -> Tensor:
         """(K, 512) logits at the wanted nodes of bricks; see `occkernels.extract`. The lattice must be centred."""
@@ -119,7 +127,7 @@ class EnsembleField:
             )
         wanted = None
         parts = []
-        for turn, field in self.members:
+        for turn, field in zip(self.turns, self.fused, strict=True):
             if turn.identity:
                 parts.append(field.bricks(shape, corner, mask, spacing, origin))
                 continue
@@ -136,7 +144,7 @@ class EnsembleField:
         # Added one by one: the members' values need not all be kept.
         total = sum(parts)
         assert isinstance(total, Tensor)
-        return total if len(self.members) == 1 else total / len(self.members)
+        return total if len(self.turns) == 1 else total / len(self.turns)
 
 
 def _unpacked(mask: Tensor) -> Tensor:

@@ -70,14 +70,14 @@ def test_reconstruct_tells_everything(
     assert record["statistics"]["mesh"]["watertight"] is True
     assert record["statistics"]["mesh"]["volume"] == pytest.approx(4 / 3 * np.pi * 27, rel=0.01)
     np.testing.assert_allclose(np.linalg.norm(mesh.points - [100, 0, 0], axis=1), 3.0, atol=0.01)
-    assert {"read", "load", "prepare", "encode", "evaluate", "extract", "finish", "render", "write", "total"} <= set(
+    assert {"read", "load", "prepare", "encode", "extract", "finish", "render", "write", "total"} <= set(
         record["timings"]
     )
     assert record["settings"]["resolution"] == 32 and record["settings"]["threshold"] == 0.5
     assert record["versions"]["torch"] == torch.__version__ and record["model"]["name"] == cli.DEFAULT_MODEL
     for text in ("2,000 points", "watertight, 1 component", "volume 112.", "bounds (97.00", "written "):
         assert text in said.err, said.err
-    assert re.search(r"evaluate \d+\.\d\d", said.err), said.err
+    assert re.search(r"extract \d+\.\d\d", said.err), said.err
     assert png.read_bytes().startswith(b"\x89PNG")
     page = html.read_text()
     assert "data:image/png;base64,iVBOR" in page and "watertight" in page and 'src="http' not in page
