@@ -109,14 +109,15 @@ class Octree:
         self.dtype, self.device = dtype, torch.device(device)
         self.rounds: list[list[int]] = []
         self._levels = [self._empty(level) for level in range(levels + 1)]
+        self._marked = torch.empty((0, 4), dtype=torch.int64, device=self.device)  # shape and finest cell
         self._seeds: list[tuple[Tensor, Tensor]] = []
         first = self._levels[0]
         first.keys = torch.arange(batch * first.side**3, device=self.device)
-        first.masks = first.keys.new_empty((len(first.keys), _MASKS, BRICK))
-        first.values = self._no_values(len(first.keys))
-        call("octree_start", first.masks, first.masks, len(first.keys), first.side, initial + 1)
+        first.masks = first.keys.new_empty((first.keys.numel(), _MASKS, BRICK))
+        first.values = self._no_values(first.keys.numel())
+        call("octree_start", first.masks, first.masks, first.keys.numel(), first.side, initial + 1)
         first.pending, first.sizes = first.keys, torch.empty_like(first.keys)
-        call("octree_count", first.masks, first.masks, first.pending, first.sizes, len(first.pending))
+        call("octree_count", first.masks, first.masks, first.pending, first.sizes, first.pending.numel())
         self._plan()
 
     @property
@@ -134,7 +135,7 @@ class Octree:
         return torch.full((bricks, BRICK**3), math.nan, dtype=self.dtype, device=self.device)
 
     def mark(self, points: Tensor, shape: Tensor | None = None) -> None:
-        """Have the cells that contain these points split at every level, whatever their signs.
+        """Have the cells that contain these points split at every level, whatever their signs. Calls add up.
 
         Args:
             points: (P, 3) in cells of the finest lattice, 0 to ``cells``. Those outside, and NaN, are ignored.
@@ -151,12 +152,11 @@ class Octree:
         points, shape = points.detach().to(self.device, torch.float64), shape.to(self.device, torch.int64)
         inside = ((points >= 0) & (points <= self.cells)).all(dim=1) & (shape >= 0) & (shape < self.batch)
         cells = points[inside].floor().clamp_max(self.cells - 1).to(torch.int64)
-        found = torch.cat([shape[inside, None], cells], dim=1)
-        before = [torch.cat([lattice[:, None], cell], dim=1) for cell, lattice in self._seeds[-1:]]
-        found = torch.unique(torch.cat([*before, found]), dim=0)
+        found = torch.cat([self._marked, torch.cat([shape[inside, None], cells], dim=1)])
+        self._marked = torch.unique(found, dim=0)
         self._seeds = []
         for level in range(self.levels):
-            coarse = found.clone()
+            coarse = self._marked.clone()
             coarse[:, 1:] >>= self.levels - level
             coarse = torch.unique(coarse, dim=0)
             self._seeds.append((coarse[:, 1:].to(torch.int32).contiguous(), coarse[:, 0].contiguous()))
@@ -167,15 +167,15 @@ class Octree:
         level = self._levels[number]
         if number < len(self._seeds):
             cells, lattice = self._seeds[number]
-            call("octree_seed", level.masks, *self._view(level), cells, lattice, len(cells))
+            call("octree_seed", level.masks, *self._view(level), cells, lattice, lattice.numel())
 
     @staticmethod
     def _view(level: _Level) -> tuple[Tensor, Tensor, int, int]:
-        return level.keys, level.masks, len(level.keys), level.side
+        return level.keys, level.masks, level.keys.numel(), level.side
 
     def _plan(self) -> None:
         """Rows of every pending brick's nodes in the query: by shape, then level, then brick."""
-        waiting = [level for level in self._levels if len(level.pending)]
+        waiting = [level for level in self._levels if level.pending.numel()]
         shapes = torch.cat([level.shapes() for level in waiting] or [self._levels[0].pending])
         sizes = torch.cat([level.sizes for level in waiting] or [self._levels[0].sizes])
         counts = torch.zeros(self.batch + 1, dtype=torch.int64, device=self.device)
@@ -187,7 +187,7 @@ class Octree:
             starts[order] = sizes[order].cumsum(0) - sizes[order]
         else:
             starts = sizes.cumsum(0) - sizes
-        for level, own in zip(waiting, torch.split(starts, [len(level.pending) for level in waiting]), strict=True):
+        for level, own in zip(waiting, torch.split(starts, [level.pending.numel() for level in waiting]), strict=True):
             level.starts = own.contiguous()
 
     def query(self) -> tuple[Tensor, Tensor]:
@@ -199,8 +199,8 @@ class Octree:
         """
         index = torch.empty((self._total, 3), dtype=torch.int32, device=self.device)
         for level in self._levels:
-            if len(level.pending):
-                listed = (level.pending, level.starts, len(level.pending))
+            if level.pending.numel():
+                listed = (level.pending, level.starts, level.pending.numel())
                 call("octree_list", index, level.keys, level.masks, level.side, *listed, level.stride, index)
         return index, self._offsets.clone()
 
@@ -208,7 +208,7 @@ class Octree:
         """The nodes of ``query()`` as bricks, one entry a level, in the order ``update_bricks`` expects."""
         found = []
         for level in self._levels:
-            if len(level.pending):
+            if level.pending.numel():
                 keys, side = level.keys[level.pending], level.side
                 place = torch.stack([keys // side**2 % side, keys // side % side, keys % side], dim=1)
                 corner, mask = (place * BRICK).to(torch.int32), level.masks[level.pending, _UNKNOWN]
@@ -228,7 +228,7 @@ class Octree:
         check_tensor("Octree.update", "values", values, "Q", {"Q": self._total})
         given = values.detach().to(self.device, self.dtype).contiguous()
         for level in self._levels:
-            if len(level.pending):
+            if level.pending.numel():
                 self._take(level, level.starts, given)
         self._refine()
 
@@ -238,7 +238,7 @@ class Octree:
         Args:
             values: for every entry of ``bricks()`` (K, 512) or (K, 8, 8, 8); nodes not wanted are ignored.
         """
-        waiting = [level for level in self._levels if len(level.pending)]
+        waiting = [level for level in self._levels if level.pending.numel()]
         if len(values) != len(waiting):
             raise ValueError(
                 f"occkernels.Octree.update_bricks: `values` must hold {len(waiting)} tensors, one for every entry of "
@@ -246,21 +246,21 @@ class Octree:
             )
         for level, own in zip(waiting, values, strict=True):
             given = own.detach().reshape(-1, BRICK**3).to(self.device, self.dtype).contiguous()
-            check_tensor("Octree.update_bricks", "values", given, "K 512", {"K": len(level.pending)})
+            check_tensor("Octree.update_bricks", "values", given, "K 512", {"K": level.pending.numel()})
             self._take(level, None, given)
         self._refine()
 
     def _take(self, level: _Level, starts: Tensor | None, given: Tensor) -> None:
         border = self.cells // level.stride + 1 if self.closed else 0
         state = (level.keys, level.masks, level.values, DTYPE_CODES[self.dtype], level.side)
-        call("octree_take", given, *state, level.pending, starts, len(level.pending), given, self.threshold, border)
+        call("octree_take", given, *state, level.pending, starts, level.pending.numel(), given, self.threshold, border)
 
     def _refine(self) -> None:
         """One round: marks of hanging nodes, then, from the finest level down, choose the cells to split and do it.
 
         Finest first: a level is marked before its parent level adds nodes without values to it.
         """
-        self.rounds.append([int(level.sizes.sum()) if len(level.sizes) else 0 for level in self._levels])
+        self.rounds.append([int(level.sizes.sum()) if level.sizes.numel() else 0 for level in self._levels])
         self._hang()
         for level in self._levels:
             level.pending = level.sizes = level.starts = level.pending.new_empty(0)
@@ -277,9 +277,9 @@ class Octree:
         """Nodes of finer levels mark coarser leaves: new nodes all leaves, and all nodes new leaves."""
         for number, coarse in enumerate(self._levels):
             for shift, fine in enumerate(self._levels[number + 1 :], start=1):
-                every = torch.arange(len(fine.keys), device=self.device) if coarse.fresh else fine.pending
-                if len(every):
-                    source = (fine.keys, fine.masks, fine.side, every, len(every))
+                every = torch.arange(fine.keys.numel(), device=self.device) if coarse.fresh else fine.pending
+                if every.numel():
+                    source = (fine.keys, fine.masks, fine.side, every, every.numel())
                     call("octree_hang", fine.masks, *source, *self._view(coarse), shift)
 
     def _mark(self, number: int) -> None:
@@ -289,7 +289,7 @@ class Octree:
 
     def _split(self, number: int) -> None:
         level, fine = self._levels[number], self._levels[number + 1]
-        ends = torch.zeros(len(level.keys) + 1, dtype=torch.int64, device=self.device)
+        ends = torch.zeros(level.keys.numel() + 1, dtype=torch.int64, device=self.device)
         children = torch.empty_like(level.keys)
         call("octree_activate", level.masks, *self._view(level), self.band, children)
         torch.cumsum(children, 0, out=ends[1:])
@@ -303,19 +303,19 @@ class Octree:
         self._plant(number + 1)
         touched = torch.searchsorted(fine.keys, needed)
         sizes = torch.empty_like(touched)
-        source = (level.keys, level.masks, level.values, DTYPE_CODES[self.dtype], len(level.keys), level.side)
+        source = (level.keys, level.masks, level.values, DTYPE_CODES[self.dtype], level.keys.numel(), level.side)
         target = (fine.keys, fine.masks, fine.values, fine.side)
-        call("octree_split", level.masks, *source, *target, touched, len(touched), sizes)
+        call("octree_split", level.masks, *source, *target, touched, touched.numel(), sizes)
         some = sizes > 0
         fine.pending, fine.sizes, fine.fresh = touched[some], sizes[some], True
 
     def _insert(self, level: _Level, needed: Tensor) -> None:
         """Make the bricks of these keys exist."""
-        keys = torch.unique(torch.cat([level.keys, needed])) if len(level.keys) else needed
-        if len(keys) == len(level.keys):
+        keys = torch.unique(torch.cat([level.keys, needed])) if level.keys.numel() else needed
+        if keys.numel() == level.keys.numel():
             return
-        masks, values = keys.new_zeros((len(keys), _MASKS, BRICK)), self._no_values(len(keys))
-        if len(level.keys):
+        masks, values = keys.new_zeros((keys.numel(), _MASKS, BRICK)), self._no_values(keys.numel())
+        if level.keys.numel():
             old = torch.searchsorted(keys, level.keys)
             masks[old], values[old] = level.masks, level.values
         level.keys, level.masks, level.values = keys, masks, values
@@ -336,12 +336,13 @@ class Octree:
     def volume(self) -> SparseVolume:
         """The finest level's bricks, with every value evaluated in them; NaN elsewhere.
 
-        All corners of the finest cells are among them; the coarser nodes add little.
+        All corners of the finest cells are among them; the coarser nodes add little. The values are the tree's own, not
+        a copy: take the volume when the search has ended.
         """
         finest = self._levels[-1]
-        values = finest.values.clone()
+        values = finest.values
         for shift, level in enumerate(reversed(self._levels[:-1]), start=1):
-            source = (level.keys, level.masks, level.values, DTYPE_CODES[self.dtype], len(level.keys), level.side)
+            source = (level.keys, level.masks, level.values, DTYPE_CODES[self.dtype], level.keys.numel(), level.side)
             call("octree_add_coarse", values, *source, *self._view(finest), shift, values)
         return SparseVolume(finest.keys, values.view(-1, BRICK, BRICK, BRICK), self.cells + 1, self.batch)
 
@@ -354,7 +355,7 @@ class Octree:
         dense = torch.full((self.batch, nodes, nodes, nodes), math.nan, dtype=self.dtype, device=self.device)
         code = DTYPE_CODES[self.dtype]
         for level in self._levels:
-            source = (level.keys, level.masks, level.values, code, len(level.keys), level.side)
+            source = (level.keys, level.masks, level.values, code, level.keys.numel(), level.side)
             call("octree_dense", dense, *source, level.stride, nodes, dense)
         call("octree_fill", dense, dense, code, self.batch, nodes)
         return dense

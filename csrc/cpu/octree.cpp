@@ -131,12 +131,12 @@ void octree_split(const int64_t* keys, uint64_t* masks, const void* values, int 
 
 void octree_add_coarse(const int64_t* keys, uint64_t* masks, const void* values, int dtype, int64_t count, int64_t side,
                        const int64_t* fine_keys, uint64_t* fine_masks, int64_t fine_count, int64_t fine_side, int shift,
-                       void* out, int threads) {
+                       void* fine_values, int threads) {
   const octree::Level level{keys, masks, count, side}, fine{fine_keys, fine_masks, fine_count, fine_side};
   float_or_double(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     each(threads, fine_count, [&](int64_t i) {
-      octree::add_coarse(level, static_cast<const T*>(values), fine, i, shift, static_cast<T*>(out));
+      octree::add_coarse(level, static_cast<const T*>(values), fine, i, shift, static_cast<T*>(fine_values));
     });
   });
 }

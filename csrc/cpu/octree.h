@@ -51,10 +51,10 @@ void octree_split(const int64_t* keys, uint64_t* masks, const void* values, int 
                   const int64_t* fine_keys, uint64_t* fine_masks, void* fine_values, int64_t fine_side,
                   const int64_t* bricks, int64_t listed, int64_t* sizes, int threads);
 
-// Adds values known `shift` levels coarser to copies `out` (fine_count, 512) of the fine level's values.
+// Adds values known `shift` levels coarser to the fine level's, where that has no node of its own.
 void octree_add_coarse(const int64_t* keys, uint64_t* masks, const void* values, int dtype, int64_t count, int64_t side,
                        const int64_t* fine_keys, uint64_t* fine_masks, int64_t fine_count, int64_t fine_side, int shift,
-                       void* out, int threads);
+                       void* fine_values, int threads);
 
 // Known values into dense (batch, nodes, nodes, nodes), at coordinates times `stride`.
 void octree_dense(const int64_t* keys, uint64_t* masks, const void* values, int dtype, int64_t count, int64_t side,

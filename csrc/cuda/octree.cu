@@ -103,9 +103,10 @@ void split(const Level& level, const void* values, const Level& fine, void* fine
 }
 
 template <class T>
-void add_coarse(const Level& level, const void* values, const Level& fine, int shift, void* out, Stream stream) {
+void add_coarse(const Level& level, const void* values, const Level& fine, int shift, void* fine_values,
+                Stream stream) {
   const T* from = static_cast<const T*>(values);
-  T* to = static_cast<T*>(out);
+  T* to = static_cast<T*>(fine_values);
   each(fine.count, stream, [=] __device__(int64_t i) { octree::add_coarse(level, from, fine, i, shift, to); });
 }
 
@@ -207,10 +208,11 @@ void octree_split(const int64_t* keys, uint64_t* masks, const void* values, int 
 
 void octree_add_coarse(const int64_t* keys, uint64_t* masks, const void* values, int dtype, int64_t count, int64_t side,
                        const int64_t* fine_keys, uint64_t* fine_masks, int64_t fine_count, int64_t fine_side, int shift,
-                       void* out, uintptr_t stream) {
+                       void* fine_values, uintptr_t stream) {
   const Level level{keys, masks, count, side}, fine{fine_keys, fine_masks, fine_count, fine_side};
-  float_or_double(
-      dtype, [&](auto type) { add_coarse<typename decltype(type)::type>(level, values, fine, shift, out, stream); });
+  float_or_double(dtype, [&](auto type) {
+    add_coarse<typename decltype(type)::type>(level, values, fine, shift, fine_values, stream);
+  });
 }
 
 void octree_dense(const int64_t* keys, uint64_t* masks, const void* values, int dtype, int64_t count, int64_t side,

@@ -26,7 +26,7 @@ enum Mask : int {
   kAbove,      // value >= threshold
   kBelow,      // value <= threshold, or outside counts as below and the node is on the border
   kLeaf,       // cells that exist and are not split
-  kHangAbove,  // leaf cells with a node of a finer neighbour on their boundary that is above; also for ...
+  kHangAbove,  // cells with a node on their boundary, of whatever level, that is above (as far as looked at) ...
   kHangBelow,  // ... below
   kCrossed,    // cells in which a change of sign was found; with a band also their ancestors
   kSeed,       // cells to be split whatever their signs
@@ -94,6 +94,7 @@ OCC_HD inline int64_t find(const Level& level, const Place& place) {
     if (place.at[axis] < 0 || place.at[axis] >= level.side) return -1;
   }
   const int64_t key = key_of(place, level.side);
+  if (level.count > 0 && level.keys[level.count - 1] == level.count - 1) return key < level.count ? key : -1;
   int64_t low = 0, size = level.count;
   while (size > 0) {
     const int64_t half = size / 2;

@@ -104,36 +104,53 @@ OCC_HD inline uint64_t nodes_of_cell(int64_t place, int64_t cell, int shift) {
   return range8(from < 0 ? 0 : static_cast<int>(from), to > 7 ? 7 : static_cast<int>(to));
 }
 
+// Cells of a plane (eight rows of eight) among `leaves` that touch one of `marks`, a plane of nodes. `along_y`,
+// `along_z`: nodes of the cells of a row and of a column, as 8 bits.
+OCC_HD inline uint64_t touching(uint64_t leaves, uint64_t marks, const uint64_t* along_y, const uint64_t* along_z) {
+  uint64_t found = 0;
+  while (leaves != 0) {
+    const int y = lowest_bit(leaves) / 8;
+    uint64_t nodes = marks & rows(along_y[y]);
+    nodes |= nodes >> 32;
+    nodes |= nodes >> 16;
+    nodes |= nodes >> 8;
+    for (uint64_t row = leaves >> 8 * y & 0xff; row != 0 && (nodes & 0xff) != 0; row &= row - 1) {
+      const int z = lowest_bit(row);
+      found |= static_cast<uint64_t>((nodes & along_z[z]) != 0) << (8 * y + z);
+    }
+    leaves &= ~(uint64_t{0xff} << 8 * y);
+  }
+  return found;
+}
+
 OCC_HD inline void hang_on_brick(const Level& fine, int64_t brick, const Place& place, const Level& coarse,
                                  int64_t target, const Place& at, int shift) {
   int first[3], last[3];
+  uint64_t along[3][kWords];  // nodes of the brick that touch each cell of the target along an axis
   for (int axis = 0; axis < 3; ++axis) {
     const Range range = touched(place.at[axis], shift);
     const int64_t from = range.first - 8 * at.at[axis], to = range.last - 8 * at.at[axis];
     first[axis] = from < 0 ? 0 : static_cast<int>(from);
     last[axis] = to > 7 ? 7 : static_cast<int>(to);
+    for (int cell = first[axis]; cell <= last[axis]; ++cell) {
+      along[axis][cell] = nodes_of_cell(place.at[axis], 8 * at.at[axis] + cell, shift);
+    }
   }
   const uint64_t box = rows(range8(first[1], last[1])) & columns(range8(first[2], last[2]));
   for (int x = first[0]; x <= last[0]; ++x) {
-    uint64_t leaves = coarse.mask(target, kLeaf)[x] & box;
-    if (leaves == 0) continue;
-    uint64_t marks[2] = {0, 0}, found[2] = {0, 0};
-    const uint64_t along_x = nodes_of_cell(place.at[0], 8 * at.at[0] + x, shift);
-    for (int word = 0; word < kWords; ++word) {
-      if ((along_x >> word & 1) == 0) continue;
-      marks[0] |= fine.mask(brick, kAbove)[word];
-      marks[1] |= fine.mask(brick, kBelow)[word];
-    }
-    for (; leaves != 0; leaves &= leaves - 1) {
-      const int bit = lowest_bit(leaves);
-      const uint64_t nodes = rows(nodes_of_cell(place.at[1], 8 * at.at[1] + bit / 8, shift)) &
-                             columns(nodes_of_cell(place.at[2], 8 * at.at[2] + bit % 8, shift));
-      for (int sign = 0; sign < 2; ++sign) {
-        found[sign] |= static_cast<uint64_t>((marks[sign] & nodes) != 0) << bit;
+    const uint64_t leaves = coarse.mask(target, kLeaf)[x] & box;
+    for (int sign = 0; sign < 2; ++sign) {
+      // A mark is only ever added: a cell that has it in an old copy has it.
+      uint64_t* hanging = coarse.mask(target, sign == 0 ? kHangAbove : kHangBelow) + x;
+      const uint64_t open = leaves & ~*hanging;
+      if (open == 0) continue;
+      uint64_t marks = 0;
+      for (uint64_t left = along[0][x]; left != 0; left &= left - 1) {
+        marks |= fine.mask(brick, sign == 0 ? kAbove : kBelow)[lowest_bit(left)];
       }
+      const uint64_t found = marks != 0 ? touching(open, marks, along[1], along[2]) : 0;
+      if (found != 0) atomic_or(hanging, found);
     }
-    if (found[0] != 0) atomic_or(coarse.mask(target, kHangAbove) + x, found[0]);
-    if (found[1] != 0) atomic_or(coarse.mask(target, kHangBelow) + x, found[1]);
   }
 }
 
@@ -162,8 +179,8 @@ OCC_HD inline void seed_cell(const Level& level, const int32_t* cell, int64_t la
   atomic_or(level.mask(brick, kSeed) + (cell[0] & 7), uint64_t{1} << (8 * (cell[1] & 7) + (cell[2] & 7)));
 }
 
-// Adds to kCrossed the leaves with both signs and, where `fine` (the next level) is given, the cells with a crossed
-// child.
+// Adds the signs of corners to kHangAbove and kHangBelow, to kCrossed the leaves with both signs and, where `fine` (the
+// next level) is given, the cells with a crossed child.
 OCC_HD inline void mark_brick(const Level& level, int64_t brick, const Level* fine) {
   const Place place = place_of(level.keys[brick], level.side);
   uint64_t* crossed = level.mask(brick, kCrossed);
@@ -174,9 +191,9 @@ OCC_HD inline void mark_brick(const Level& level, int64_t brick, const Level* fi
     or_corners(level, near, kAbove, above);
     or_corners(level, near, kBelow, below);
     for (int x = 0; x < kWords; ++x) {
-      above[x] |= level.mask(brick, kHangAbove)[x];
-      below[x] |= level.mask(brick, kHangBelow)[x];
-      crossed[x] |= level.mask(brick, kLeaf)[x] & above[x] & below[x];
+      const uint64_t up = level.mask(brick, kHangAbove)[x] |= above[x];
+      const uint64_t down = level.mask(brick, kHangBelow)[x] |= below[x];
+      crossed[x] |= level.mask(brick, kLeaf)[x] & up & down;
     }
   }
   for (int child = 0; fine != nullptr && child < 8; ++child) {
@@ -252,19 +269,20 @@ OCC_HD inline int64_t split_into(const Level& level, const T* values, const Leve
                                  int64_t brick) {
   const Place place = place_of(fine.keys[brick], fine.side);
   uint64_t cells[8][kWords], around[kWords];
-  int64_t own = -1;
+  int64_t parents[8];
   for (int corner = 0; corner < 8; ++corner) {
     Place other = place, parent = place;
-    bool inside = true;
+    int same = corner;  // an earlier corner with the same parent
     for (int axis = 0; axis < 3; ++axis) {
-      other.at[axis] -= corner >> (2 - axis) & 1;
-      inside = inside && other.at[axis] >= 0;
-      parent.at[axis] = other.at[axis] >> 1;
+      const int bit = 4 >> axis;
+      if (corner & bit && place.at[axis] & 1) same &= ~bit;
+      other.at[axis] -= corner & bit ? 1 : 0;
+      parent.at[axis] = other.at[axis] >> 1;  // -1 for -1
     }
-    const int64_t index = inside ? find(level, parent) : -1;
-    if (corner == 0) own = index;
-    new_cells(level, index, other, cells[corner]);
+    parents[corner] = same == corner ? find(level, parent) : parents[same];
+    new_cells(level, parents[corner], other, cells[corner]);
   }
+  const int64_t own = parents[0];
   or_cells_around(cells, around);
   int64_t unknown = 0;
   const int ox = static_cast<int>(place.at[0] & 1), oy = static_cast<int>(place.at[1] & 1);
@@ -289,32 +307,33 @@ OCC_HD inline int64_t split_into(const Level& level, const T* values, const Leve
   return unknown;
 }
 
-// Known values of a level `shift` coarser, into the places of a finer brick whose own level does not have the node.
+// Copies known values of a level `shift` coarser to the places of a finer brick whose own level does not have the node.
 template <class T>
 OCC_HD inline void add_coarse(const Level& coarse, const T* values, const Level& fine, int64_t brick, int shift,
-                              T* out) {
+                              T* fine_values) {
   const Place place = place_of(fine.keys[brick], fine.side);
   const int64_t stride = int64_t{1} << shift;
+  const int step = shift < 3 ? 1 << shift : 8;  // between coarse nodes in our brick
   Place at{place.b, {}};
-  int first[3], count[3];  // local coordinate of the first coarse node in the coarse brick, and how many lie in ours
+  int first[3];  // the first of them in the coarse brick
   for (int axis = 0; axis < 3; ++axis) {
-    const int64_t node = (8 * place.at[axis] + stride - 1) >> shift;
+    const int64_t node = 8 * place.at[axis] >> shift;
+    if ((8 * place.at[axis] & (stride - 1)) != 0) return;  // there is none: coarse nodes are multiples of 8 or more
     at.at[axis] = node >> 3;
     first[axis] = static_cast<int>(node & 7);
-    count[axis] = node << shift > 8 * place.at[axis] + 7 ? 0 : shift < 3 ? 8 >> shift : 1;
   }
-  if (count[0] * count[1] * count[2] == 0) return;
   const int64_t index = find(coarse, at);
   if (index < 0) return;
-  const int step = shift < 3 ? 1 << shift : 8;
-  for (int x = 0; x < count[0]; ++x) {
+  for (int x = 0; x < 8 / step; ++x) {
     const uint64_t known = coarse.mask(index, kNodes)[first[0] + x] & ~coarse.mask(index, kUnknown)[first[0] + x];
-    for (int y = 0; y < count[1]; ++y) {
-      for (int z = 0; z < count[2]; ++z) {
-        const int bit = 8 * (first[1] + y) + first[2] + z;
-        const int to = step * (8 * y + z);
-        if ((known >> bit & 1) == 0 || (fine.mask(brick, kNodes)[step * x] >> to & 1) != 0) continue;
-        out[kBrickNodes * brick + 64 * step * x + to] = values[kBrickNodes * index + 64 * (first[0] + x) + bit];
+    const uint64_t own = fine.mask(brick, kNodes)[step * x];
+    if (shift == 1 && (spread(known, first[1] / 4, first[2] / 4) & ~own) == 0) continue;
+    for (int y = 0; y < 8 / step; ++y) {
+      for (int z = 0; z < 8 / step; ++z) {
+        const int from = 8 * (first[1] + y) + first[2] + z, to = step * (8 * y + z);
+        if ((known >> from & ~(own >> to) & 1) == 0) continue;
+        fine_values[kBrickNodes * brick + 64 * step * x + to] =
+            values[kBrickNodes * index + 64 * (first[0] + x) + from];
       }
     }
   }
