@@ -23,7 +23,7 @@ def lattice_of(resolution: int) -> tuple[int, int]:
     """First lattice and number of halvings of an octree with at least ``resolution`` cells a side, and few more.
 
     Returns:
-        ``(initial, levels)`` with ``initial`` from 32 to 64 (less only for a small resolution) and
+        ``(initial, levels)`` with ``initial`` from 32 to 63 (less only for a small resolution) and
         ``initial * 2**levels`` the next number from ``resolution`` on that is a multiple of ``2**levels``.
     """
     levels = 0
