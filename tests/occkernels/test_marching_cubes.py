@@ -208,7 +208,8 @@ def ball(size: int, radius: float = 0.7, dtype: torch.dtype = torch.float32) -> 
 
 
 def test_sphere_is_placed_oriented_and_has_normals() -> None:
-    vertices, faces, normals = marching_cubes(ball(64), normals=True).mesh(0)
+    vertices, faces, normals, attributes = marching_cubes(ball(64), normals=True).mesh(0)
+    assert attributes is None
     assert normals is not None
     points = vertices / 63 * 2 - 1
     # Linear interpolation of the distance errs by h^2 / 8 / radius at most, h the grid's spacing.
@@ -222,7 +223,7 @@ def test_sphere_is_placed_oriented_and_has_normals() -> None:
 def test_single_node_gives_the_octahedron() -> None:
     volume = torch.full((3, 3, 3), -1.0)
     volume[1, 1, 1] = 1.0
-    vertices, faces, _ = marching_cubes(volume).mesh(0)
+    vertices, faces = marching_cubes(volume).mesh(0)[:2]
     # Owning nodes in row-major order: (0,1,1) x, (1,0,1) y, (1,1,0) z, then (1,1,1) x, y, z.
     expected = [[0.5, 1, 1], [1, 0.5, 1], [1, 1, 0.5], [1.5, 1, 1], [1, 1.5, 1], [1, 1, 1.5]]
     assert vertices.tolist() == expected
@@ -286,7 +287,9 @@ def test_same_as_reference(dtype: torch.dtype, shape: tuple[int, ...], pad_value
         ours = marching_cubes(volume, level, normals=True, pad_value=pad_value)
         theirs = reference_mc.marching_cubes(volume, level, normals=True, pad_value=pad_value)
         for name, a, b in zip(ours._fields, ours, theirs, strict=True):
-            if name == "normals":  # sums of three products may round differently
+            if name == "attributes":
+                assert a is b is None
+            elif name == "normals":  # sums of three products may round differently
                 torch.testing.assert_close(a, b)
             else:
                 assert a.dtype == b.dtype and torch.equal(a, b), name
@@ -316,7 +319,7 @@ def test_same_bits_for_any_number_of_threads_and_any_run() -> None:
         torch.set_num_threads(count)
         results.append(marching_cubes(volume, normals=True, pad_value=-1.0))
     for result in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+        assert all(a is b is None or torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
 
 def digest(volume: Tensor) -> str:
@@ -349,7 +352,7 @@ def test_batches_are_their_members() -> None:
     for index in range(4):
         alone = marching_cubes(volume[index], normals=True)
         for a, b in zip(batch.mesh(index), alone.mesh(0), strict=True):
-            assert torch.equal(a, b)
+            assert a is b is None or torch.equal(a, b)
     assert batch.mesh(1).vertices.shape == batch.mesh(2).faces.shape == (0, 3)
     with pytest.raises(IndexError, match="0..3"):
         batch.mesh(4)
@@ -394,14 +397,14 @@ def test_nan_is_found_anywhere(dtype: torch.dtype, place: int) -> None:
         marching_cubes(volume)
 
 
-def test_not_differentiable() -> None:
-    batch = marching_cubes(ball(8).requires_grad_(), normals=True)
-    assert not any(part.requires_grad for part in batch)
-
-
 def test_opcheck() -> None:
     volume = random_fields("normal", (2, 4, 5, 6), 13)
-    for arguments in ((volume, 0.0, True, 1e-4, None), (volume.double(), 0.1, False, 0.0, -1.0)):
+    values = volume.unsqueeze(-1) * torch.arange(3.0)
+    for arguments in (
+        (volume, None, 0.0, True, 1e-4, None),
+        (volume.double(), values.double(), 0.1, False, 0.0, -1.0),
+        (volume.requires_grad_(), values.requires_grad_(), 0.1, False, 1e-4, None),
+    ):
         torch.library.opcheck(torch.ops.occkernels.marching_cubes.default, arguments)
 
 
