@@ -3,6 +3,8 @@
 
 from occkernels._native import has_cuda
 from occkernels.bins import bin_points, bins_from_index
+from occkernels.decode import decode, decode_bricks, decode_conditional, decode_with_gradient
+from occkernels.decode_weights import ConditionalWeights, DecoderWeights, QueryBricks, fold_conditional_norm
 from occkernels.extract import extract
 from occkernels.extract_options import Extraction, ExtractOptions
 from occkernels.layout import Bins, FeatureLayout
@@ -19,16 +21,24 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Bins",
+    "ConditionalWeights",
+    "DecoderWeights",
     "ExtractOptions",
     "Extraction",
     "FeatureLayout",
     "Mesh",
     "MeshBatch",
     "Octree",
+    "QueryBricks",
     "SparseVolume",
     "bin_points",
     "bins_from_index",
+    "decode",
+    "decode_bricks",
+    "decode_conditional",
+    "decode_with_gradient",
     "extract",
+    "fold_conditional_norm",
     "has_cuda",
     "local_pool",
     "marching_cubes",

@@ -25,6 +25,7 @@ FOUNDATIONS = {
     "_marching_cubes_table",
     "sparse",
     "extract_options",
+    "decode_weights",
 }  # what every operator family may use
 
 
@@ -73,6 +74,7 @@ def test_reference_needs_torch_only() -> None:
         allowed += ("occkernels.mesh", "occkernels._marching_cubes_table", "occkernels.sparse")
         allowed += ("occkernels.reference_mc", "occkernels.reference_mc_sparse")
         allowed += ("occkernels.reference_octree", "occkernels.reference_extract", "occkernels.extract_options")
+        allowed += ("occkernels.decode_weights", "occkernels.reference_decode")
         extra = imports_of(path) - starts(imports_of(path), *allowed) - {"occkernels"}
         assert not extra, (path, extra)
 
