@@ -25,7 +25,6 @@ inline void bind_cuda(pybind11::module_& m) {
   m.def("octree_split_cuda", entry(&occ::cuda::octree_split));
   m.def("octree_add_coarse_cuda", entry(&occ::cuda::octree_add_coarse));
   m.def("octree_dense_cuda", entry(&occ::cuda::octree_dense));
-  m.def("octree_fill_cuda", entry(&occ::cuda::octree_fill));
   m.def("local_pool_max_cuda", entry(&occ::cuda::local_pool_max));
   m.def("local_pool_mean_cuda", entry(&occ::cuda::local_pool_mean));
   m.def("scatter_cells_cuda", entry(&occ::cuda::scatter_cells));

@@ -37,6 +37,7 @@ __all__ = [
     "decode_bricks",
     "decode_conditional",
     "decode_with_gradient",
+    "extract",
     "fold_conditional_norm",
     "extract",
     "has_cuda",

@@ -352,12 +352,12 @@ class Octree:
         A node that was not evaluated takes the value before it along x, then along y, then along z.
         """
         nodes = self.cells + 1
-        dense = torch.full((self.batch, nodes, nodes, nodes), math.nan, dtype=self.dtype, device=self.device)
-        code = DTYPE_CODES[self.dtype]
-        for level in self._levels:
-            source = (level.keys, level.masks, level.values, code, level.keys.numel(), level.side)
-            call("octree_dense", dense, *source, level.stride, nodes, dense)
-        call("octree_fill", dense, dense, code, self.batch, nodes)
+        dense = torch.empty((self.batch, nodes, nodes, nodes), dtype=self.dtype, device=self.device)
+        table = [
+            [*(part.data_ptr() for part in (level.keys, level.masks, level.values)), *self._view(level)[2:], level.stride]
+            for level in self._levels
+        ]
+        call("octree_dense", dense, torch.tensor(table), len(table), DTYPE_CODES[self.dtype], self.batch, nodes, dense)
         return dense
 
 

@@ -26,31 +26,6 @@ void float_or_double(int dtype, F&& fn) {
   }
 }
 
-template <class T>
-void fill_rows(T* into, const T* before, int64_t size) {
-  for (int64_t i = 0; i < size; ++i) into[i] = into[i] == into[i] ? into[i] : before[i];
-}
-
-template <class T>
-void fill(T* dense, int64_t batch, int64_t nodes, int threads) {
-  const int64_t plane = nodes * nodes;
-  parallel_for(threads, batch * nodes, [&](int64_t row) {  // one (y, all z) a task: x is filled without a barrier
-    T* lattice = dense + row / nodes * nodes * plane + row % nodes * nodes;
-    for (int64_t x = 1; x < nodes; ++x) fill_rows(lattice + x * plane, lattice + (x - 1) * plane, nodes);
-  });
-  parallel_for(threads, batch * nodes, [&](int64_t slice) {
-    T* rows = dense + slice * plane;
-    for (int64_t y = 1; y < nodes; ++y) fill_rows(rows + y * nodes, rows + (y - 1) * nodes, nodes);
-    for (int64_t y = 0; y < nodes; ++y) {
-      T last = rows[y * nodes];
-      for (int64_t z = 1; z < nodes; ++z) {
-        T& value = rows[y * nodes + z];
-        value = last = value == value ? value : last;
-      }
-    }
-  });
-}
-
 }  // namespace
 
 void octree_start(uint64_t* masks, int64_t count, int64_t side, int64_t nodes, int threads) {
@@ -138,24 +113,6 @@ void octree_add_coarse(const int64_t* keys, uint64_t* masks, const void* values,
     each(threads, fine_count, [&](int64_t i) {
       octree::add_coarse(level, static_cast<const T*>(values), fine, i, shift, static_cast<T*>(fine_values));
     });
-  });
-}
-
-void octree_dense(const int64_t* keys, uint64_t* masks, const void* values, int dtype, int64_t count, int64_t side,
-                  int64_t stride, int64_t nodes, void* dense, int threads) {
-  const octree::Level level{keys, masks, count, side};
-  float_or_double(dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    each(threads, count, [&](int64_t i) {
-      octree::scatter_dense(level, i, static_cast<const T*>(values), stride, nodes, static_cast<T*>(dense));
-    });
-  });
-}
-
-void octree_fill(void* dense, int dtype, int64_t batch, int64_t nodes, int threads) {
-  float_or_double(dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    fill(static_cast<T*>(dense), batch, nodes, threads);
   });
 }
 

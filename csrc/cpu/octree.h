@@ -56,11 +56,9 @@ void octree_add_coarse(const int64_t* keys, uint64_t* masks, const void* values,
                        const int64_t* fine_keys, uint64_t* fine_masks, int64_t fine_count, int64_t fine_side, int shift,
                        void* fine_values, int threads);
 
-// Known values into dense (batch, nodes, nodes, nodes), at coordinates times `stride`.
-void octree_dense(const int64_t* keys, uint64_t* masks, const void* values, int dtype, int64_t count, int64_t side,
-                  int64_t stride, int64_t nodes, void* dense, int threads);
-
-// Each NaN takes the value before it along x, then along y, then along z.
-void octree_fill(void* dense, int dtype, int64_t batch, int64_t nodes, int threads);
+// All values in dense (batch, nodes, nodes, nodes); where there is none, the value before along x, then along y, then
+// along z. `table` (count, 6), in the memory of the host: see octree::DenseLevel.
+void octree_dense(const int64_t* table, int64_t count, int dtype, int64_t batch, int64_t nodes, void* dense,
+                  int threads);
 
 }  // namespace occ::cpu

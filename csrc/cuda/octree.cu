@@ -117,6 +117,13 @@ void scatter_dense(const Level& level, const void* values, int64_t stride, int64
   each(level.count, stream, [=] __device__(int64_t i) { octree::scatter_dense(level, i, from, stride, nodes, to); });
 }
 
+template <class T>
+void clear(void* dense, int64_t size, Stream stream) {
+  T* to = static_cast<T*>(dense);
+  const T unknown = std::numeric_limits<T>::quiet_NaN();
+  each(size, stream, [=] __device__(int64_t i) { to[i] = unknown; });
+}
+
 // Lines along an axis: `lines` of them share a block of `lines * nodes` values, neighbours lie `lines` apart.
 template <class T>
 void fill(void* dense, int64_t batch, int64_t nodes, Stream stream) {
@@ -215,16 +222,17 @@ void octree_add_coarse(const int64_t* keys, uint64_t* masks, const void* values,
   });
 }
 
-void octree_dense(const int64_t* keys, uint64_t* masks, const void* values, int dtype, int64_t count, int64_t side,
-                  int64_t stride, int64_t nodes, void* dense, uintptr_t stream) {
-  const Level level{keys, masks, count, side};
+void octree_dense(const int64_t* table, int64_t count, int dtype, int64_t batch, int64_t nodes, void* dense,
+                  uintptr_t stream) {
   float_or_double(dtype, [&](auto type) {
-    scatter_dense<typename decltype(type)::type>(level, values, stride, nodes, dense, stream);
+    using T = typename decltype(type)::type;
+    clear<T>(dense, batch * nodes * nodes * nodes, stream);
+    for (int64_t l = 0; l < count; ++l) {
+      const octree::DenseLevel source = octree::dense_level(table, l);
+      scatter_dense<T>(source.level, source.values, source.stride, nodes, dense, stream);
+    }
+    fill<T>(dense, batch, nodes, stream);
   });
-}
-
-void octree_fill(void* dense, int dtype, int64_t batch, int64_t nodes, uintptr_t stream) {
-  float_or_double(dtype, [&](auto type) { fill<typename decltype(type)::type>(dense, batch, nodes, stream); });
 }
 
 }  // namespace occ::cuda

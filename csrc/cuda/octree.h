@@ -30,8 +30,7 @@ void octree_split(const int64_t* keys, uint64_t* masks, const void* values, int 
 void octree_add_coarse(const int64_t* keys, uint64_t* masks, const void* values, int dtype, int64_t count, int64_t side,
                        const int64_t* fine_keys, uint64_t* fine_masks, int64_t fine_count, int64_t fine_side, int shift,
                        void* fine_values, uintptr_t stream);
-void octree_dense(const int64_t* keys, uint64_t* masks, const void* values, int dtype, int64_t count, int64_t side,
-                  int64_t stride, int64_t nodes, void* dense, uintptr_t stream);
-void octree_fill(void* dense, int dtype, int64_t batch, int64_t nodes, uintptr_t stream);
+void octree_dense(const int64_t* table, int64_t count, int dtype, int64_t batch, int64_t nodes, void* dense,
+                  uintptr_t stream);
 
 }  // namespace occ::cuda

@@ -339,6 +339,20 @@ OCC_HD inline void add_coarse(const Level& coarse, const T* values, const Level&
   }
 }
 
+// One row of the table of levels that the dense grid is made from: addresses of keys, masks and values; number of
+// bricks; bricks along a side; distance of nodes in the finest lattice.
+struct DenseLevel {
+  Level level;
+  const void* values;
+  int64_t stride;
+};
+inline DenseLevel dense_level(const int64_t* table, int64_t row) {
+  const int64_t* at = table + 6 * row;
+  return {{reinterpret_cast<const int64_t*>(at[0]), reinterpret_cast<uint64_t*>(at[1]), at[3], at[4]},
+          reinterpret_cast<const void*>(at[2]),
+          at[5]};
+}
+
 // Known values of a brick into a dense array (batch, nodes, nodes, nodes) of the finest lattice.
 template <class T>
 OCC_HD inline void scatter_dense(const Level& level, int64_t brick, const T* values, int64_t stride, int64_t nodes,
