@@ -12,7 +12,7 @@ from torch import Tensor
 from occkernels.sparse import SparseVolume
 
 SCAN_TILE = 2048
-"""Counts that one block of csrc/cuda/scan.h adds up."""
+"""Counts that one block of csrc/common/cuda_scan.h adds up."""
 VOLUME_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 

@@ -3,9 +3,9 @@
 // as whole lines, signs become words by ballot, and a cell's place among the triangles is a sum over the lanes below.
 // The formulas are those of the CPU (math/marching_cubes*.h), compiled without contraction: same bits, same order.
 #include "common/cuda_launch.h"
+#include "common/cuda_scan.h"
 #include "common/types.h"
 #include "cuda/marching_cubes.h"
-#include "cuda/scan.h"
 #include "math/marching_cubes.h"
 #include "math/marching_cubes_edges.h"
 

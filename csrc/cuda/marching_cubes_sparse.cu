@@ -3,9 +3,9 @@
 // brick where values are read or results written (lanes own nodes l and l + 32 of a word). The formulas are those of
 // the CPU (math/marching_cubes*.h), compiled without contraction: same bits, same order.
 #include "common/cuda_launch.h"
+#include "common/cuda_scan.h"
 #include "common/types.h"
 #include "cuda/marching_cubes.h"
-#include "cuda/scan.h"
 #include "math/marching_cubes_brick_values.h"
 #include "math/marching_cubes_bricks.h"
 
