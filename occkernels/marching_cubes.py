@@ -11,6 +11,7 @@ from torch import Tensor
 from occkernels._native import call, dtype_code
 from occkernels._registry import define
 from occkernels.mesh import (
+    SCAN_TILE,
     MeshBatch,
     check_attributes,
     check_extraction,
@@ -116,11 +117,14 @@ def _marching_cubes_native(
         faces = signs.new_empty((0, 3))
         return empty, faces, vertex_offsets, face_offsets, torch.empty_like(empty), values, signs.zero_(), vertex_rows
     source = _source(volume, level, pad_value)
-    counted = (signs, vertex_rows, face_rows, vertex_offsets, face_offsets)
-    if call("marching_cubes_count", volume, *source, *counted):
+    totals, scratch = signs.new_zeros(3), signs.new_empty(2 * (rows // SCAN_TILE + 1))
+    counted = (signs, vertex_rows, face_rows, vertex_offsets, face_offsets, totals, scratch)
+    call("marching_cubes_count", volume, *source, *counted)
+    vertex_count, face_count, has_nan = totals.tolist()  # on CUDA the only wait for the device
+    if has_nan:
         refuse_nan(volume)
-    vertices = volume.new_empty((int(vertex_offsets[-1]), 3), dtype=wide)
-    faces = signs.new_empty((int(face_offsets[-1]), 3))
+    vertices = volume.new_empty((vertex_count, 3), dtype=wide)
+    faces = signs.new_empty((face_count, 3))
     directions = torch.empty_like(vertices) if normals else vertices.new_empty((0, 3))
     carried = vertices.new_empty((len(vertices), channels))
     given = None if attributes is None else attributes.contiguous()

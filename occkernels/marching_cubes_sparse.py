@@ -11,7 +11,15 @@ from torch import Tensor
 
 from occkernels._native import call, dtype_code
 from occkernels._registry import define
-from occkernels.mesh import MeshBatch, check_attributes, check_sparse_extraction, coordinate_dtype, visible_margin
+from occkernels.mesh import (
+    SCAN_TILE,
+    MeshBatch,
+    check_attributes,
+    check_sparse_extraction,
+    coordinate_dtype,
+    refuse_keys,
+    visible_margin,
+)
 from occkernels.sparse import BRICK, SparseVolume
 
 NEIGHBOURS = 14
@@ -131,10 +139,14 @@ def _native(
     links = torch.empty((bricks, NEIGHBOURS), dtype=torch.int32, device=keys.device)
     words = keys.new_empty((bricks, WORDS))
     starts, face_starts = keys.new_empty(bricks + 1), keys.new_empty(bricks + 1)
+    totals, scratch = keys.new_zeros(3), keys.new_empty(2 * (bricks // SCAN_TILE + 1))
     workspace = (links, words, starts, face_starts, vertex_offsets)
-    call("marching_cubes_sparse_count", values, *given, *workspace, face_offsets)
-    vertices = values.new_empty((int(vertex_offsets[-1]), 3), dtype=coordinate_dtype(values))
-    faces = keys.new_empty((int(face_offsets[-1]), 3))
+    call("marching_cubes_sparse_count", values, *given, *workspace, face_offsets, totals, scratch)
+    vertex_count, face_count, unsorted = totals.tolist()
+    if unsorted:
+        refuse_keys(keys, lattice[0] * lattice[2] ** 3)
+    vertices = values.new_empty((vertex_count, 3), dtype=coordinate_dtype(values))
+    faces = keys.new_empty((face_count, 3))
     directions = torch.empty_like(vertices) if normals else vertices.new_empty((0, 3))
     channels = 0 if attributes is None else attributes.shape[-1]
     carried = vertices.new_empty((len(vertices), channels))

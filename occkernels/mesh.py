@@ -11,6 +11,8 @@ from torch import Tensor
 
 from occkernels.sparse import SparseVolume
 
+SCAN_TILE = 2048
+"""Counts that one block of csrc/common/cuda_scan.h adds up."""
 VOLUME_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -109,13 +111,18 @@ def check_sparse_extraction(volume: SparseVolume, level: float, edge_margin: flo
     count, most = len(volume.keys), volume.batch * volume.side**3
     if most >= 2**63 or count >= 2**31:
         raise ValueError(f"{name}: `volume` must have keys below 2^63 and fewer than 2^31 bricks, got {volume.nodes=}.")
-    if count:
-        ends = torch.stack([volume.keys[0], volume.keys[-1], (volume.keys.diff() > 0).all().long()]).tolist()
-        if ends[0] < 0 or ends[1] >= most or ends[2] == 0:
-            raise ValueError(
-                f"{name}: `volume.keys` must ascend strictly within [0, {most}), got {ends[0]} to {ends[1]}"
-                f"{'' if ends[2] else ' out of order'}. Sort the bricks by key."
-            )
+
+
+def refuse_keys(keys: Tensor, most: int) -> None:
+    """Raise ``ValueError`` unless ``keys`` ascend strictly within [0, ``most``)."""
+    wrong = (keys < 0) | (keys >= most)
+    wrong[1:] |= keys.diff() <= 0
+    where = wrong.nonzero().flatten()
+    if len(where):
+        raise ValueError(
+            f"occkernels.marching_cubes_sparse: `volume.keys` must ascend strictly within [0, {most}), got "
+            f"{int(keys[where[0]])} at {int(where[0])}. Sort the bricks by key and keep each once."
+        )
 
 
 def check_attributes(function: str, attributes: Tensor | None, values: Tensor) -> None:

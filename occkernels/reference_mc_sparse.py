@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from occkernels.mesh import MeshBatch, check_attributes, check_sparse_extraction, visible_margin
+from occkernels.mesh import MeshBatch, check_attributes, check_sparse_extraction, refuse_keys, visible_margin
 from occkernels.reference_mc import carry, crossed_edges, crossing, ends, normalized, place, triangles
 from occkernels.sparse import BRICK, SparseVolume
 
@@ -24,6 +24,7 @@ def marching_cubes_sparse(
     """Twin of :func:`occkernels.marching_cubes_sparse`, same arguments, result and order of vertices and faces."""
     check_sparse_extraction(volume, level, edge_margin, pad_value)
     check_attributes("marching_cubes_sparse", attributes, volume.values)
+    refuse_keys(volume.keys, volume.batch * volume.side**3)
     dense = volume.to_dense()
     dense = dense.to(torch.float64 if dense.dtype == torch.float64 else torch.float32)
     pad = int(pad_value is not None and dense.numel() > 0)

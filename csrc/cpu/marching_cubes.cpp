@@ -77,9 +77,9 @@ void gather_rows(const mc::Volume& volume, const mc::SignGrid& grid, const int64
 
 }  // namespace
 
-bool marching_cubes_count(const void* volume, int dtype, const int64_t* shape, double level, bool pad, double pad_value,
+void marching_cubes_count(const void* volume, int dtype, const int64_t* shape, double level, bool pad, double pad_value,
                           uint64_t* signs, int64_t* vertex_rows, int64_t* face_rows, int64_t* vertex_offsets,
-                          int64_t* face_offsets, int threads) {
+                          int64_t* face_offsets, int64_t* totals, int64_t*, int threads) {
   const mc::Volume source = make_volume(volume, dtype, shape, level, pad, pad_value);
   const mc::SignGrid grid = make_grid(source, shape[0], signs);
   const int64_t rows = mc::row_count(grid);
@@ -87,14 +87,16 @@ bool marching_cubes_count(const void* volume, int dtype, const int64_t* shape, d
   parallel_blocks(threads, rows, kRowBlock,
                   [&](int64_t begin, int64_t end) { OCC_CALL_ISA(pack_rows, source, grid, nan, begin, end); });
   for (int64_t r = 0; r < rows; ++r) {
-    if (nan[r] != 0) return true;
+    totals[2] |= nan[r];
   }
+  if (totals[2] != 0) return;
   parallel_blocks(threads, rows, kRowBlock, [&](int64_t begin, int64_t end) {
     OCC_CALL_ISA(count_rows, grid, vertex_rows, face_rows, begin, end);
   });
   accumulate(vertex_rows, rows, grid.nx * grid.ny, grid.batch, vertex_offsets);
   accumulate(face_rows, rows, grid.nx * grid.ny, grid.batch, face_offsets);
-  return false;
+  totals[0] = vertex_rows[rows];
+  totals[1] = face_rows[rows];
 }
 
 void marching_cubes_emit(const void* volume, int dtype, const int64_t* shape, double level, bool pad, double pad_value,

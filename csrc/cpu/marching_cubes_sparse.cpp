@@ -13,11 +13,6 @@ namespace {
 constexpr int64_t kBrickBlock = 64;  // 128 kB of float values
 constexpr int64_t kLinkBlock = 4096;
 
-mc::Bricks make_bricks(const int64_t* keys, const int64_t* source, const int64_t* shape, int32_t* neighbours,
-                       uint64_t* words) {
-  return {keys, source, shape[0], shape[1], shape[2], shape[3], static_cast<int>(shape[4]), neighbours, words};
-}
-
 // Keys ascend, hence so do the keys of a neighbour: one pass over both lists an entry.
 void link_bricks(const mc::Bricks& bricks, int64_t begin, int64_t end) {
   for (int entry = 0; entry < mc::kNeighbours; ++entry) {
@@ -74,9 +69,11 @@ void emit_vertices(const mc::BrickField<T>& field, const int64_t* vertex_bricks,
 void marching_cubes_sparse_count(const int64_t* keys, const int64_t* source, const int64_t* shape, const void* values,
                                  int dtype, double level, double pad_value, int32_t* neighbours, uint64_t* words,
                                  int64_t* vertex_bricks, int64_t* face_bricks, int64_t* vertex_offsets,
-                                 int64_t* face_offsets, int threads) {
-  const mc::Bricks bricks = make_bricks(keys, source, shape, neighbours, words);
+                                 int64_t* face_offsets, int64_t* totals, int64_t*, int threads) {
+  const mc::Bricks bricks = mc::make_bricks(keys, source, shape, neighbours, words);
   const mc::BrickValues field{values, dtype, level, pad_value};
+  for (int64_t e = 0; e < bricks.count; ++e) totals[2] |= mc::key_in_order(bricks, e) ? 0 : 1;
+  if (totals[2] != 0) return;
   parallel_blocks(threads, bricks.count, kLinkBlock,
                   [&](int64_t begin, int64_t end) { link_bricks(bricks, begin, end); });
   parallel_blocks(threads, bricks.count, kBrickBlock,
@@ -88,6 +85,8 @@ void marching_cubes_sparse_count(const int64_t* keys, const int64_t* source, con
   });
   accumulate(bricks, vertex_bricks, vertex_offsets);
   accumulate(bricks, face_bricks, face_offsets);
+  totals[0] = vertex_bricks[bricks.count];
+  totals[1] = face_bricks[bricks.count];
 }
 
 void marching_cubes_sparse_emit(const int64_t* keys, const int64_t* source, const int64_t* shape, const void* values,
@@ -95,7 +94,7 @@ void marching_cubes_sparse_emit(const int64_t* keys, const int64_t* source, cons
                                 const int64_t* vertex_bricks, const int64_t* face_bricks, const int64_t* vertex_offsets,
                                 double edge_margin, const void* attributes, int64_t channels, void* vertices,
                                 int64_t* faces, void* normals, void* vertex_attributes, int threads) {
-  const mc::Bricks bricks = make_bricks(keys, source, shape, neighbours, words);
+  const mc::Bricks bricks = mc::make_bricks(keys, source, shape, neighbours, words);
   const mc::VertexTarget target{vertices, normals, vertex_attributes, attributes, channels};
   dispatch(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
@@ -115,7 +114,7 @@ void marching_cubes_sparse_gather(const int64_t* keys, const int64_t* source, co
                                   const int64_t* vertex_bricks, double edge_margin, const void* attributes,
                                   int64_t channels, const void* vertex_gradient, const void* attribute_gradient,
                                   void* value_gradient, void* node_attribute_gradient, int threads) {
-  const mc::Bricks bricks = make_bricks(keys, source, shape, neighbours, words);
+  const mc::Bricks bricks = mc::make_bricks(keys, source, shape, neighbours, words);
   const mc::VertexGradient gradient{vertex_gradient, attribute_gradient, attributes,
                                     channels,        value_gradient,     node_attribute_gradient};
   dispatch(dtype, [&](auto type) {

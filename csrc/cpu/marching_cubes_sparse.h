@@ -9,11 +9,13 @@ namespace occ::cpu {
 // bricks a side of the key space, pad}. The method is told in math/marching_cubes_bricks.h, as are keys and source.
 
 // Fills neighbours (bricks, 14), words (bricks, 42), vertex_bricks and face_bricks (bricks + 1: first vertex and face
-// of each brick) and the batch's offsets (batch + 1).
+// of each brick), the batch's offsets (batch + 1) and totals {vertices, faces, whether the keys do not ascend within
+// their range}, which are 0 before. With wrong keys nothing else is defined. `scratch` (2 * (bricks / 2048 + 1)) is for
+// the sums of the CUDA version.
 void marching_cubes_sparse_count(const int64_t* keys, const int64_t* source, const int64_t* shape, const void* values,
                                  int dtype, double level, double pad_value, int32_t* neighbours, uint64_t* words,
                                  int64_t* vertex_bricks, int64_t* face_bricks, int64_t* vertex_offsets,
-                                 int64_t* face_offsets, int threads);
+                                 int64_t* face_offsets, int64_t* totals, int64_t* scratch, int threads);
 
 // Fills vertices (V, 3) and, unless null, normals (V, 3) and vertex_attributes (V, channels), all double for double
 // values and float for all others, and faces (F, 3), local to each lattice. `attributes` (rows, 8, 8, 8, channels) has

@@ -57,6 +57,18 @@ OCC_HD inline void neighbour_offset(int entry, int offset[3]) {
   for (int axis = 0; axis < 3; ++axis) offset[axis] = (mask >> (2 - axis) & 1) * step;
 }
 
+// `shape`: {bricks, batch, nodes a side of a lattice, bricks a side of the key space, pad}.
+inline Bricks make_bricks(const int64_t* keys, const int64_t* source, const int64_t* shape, int32_t* neighbours,
+                          uint64_t* words) {
+  return {keys, source, shape[0], shape[1], shape[2], shape[3], static_cast<int>(shape[4]), neighbours, words};
+}
+
+OCC_HD inline bool key_in_order(const Bricks& bricks, int64_t brick) {
+  const int64_t key = bricks.keys[brick];
+  return (brick == 0 ? key >= 0 : key > bricks.keys[brick - 1]) &&
+         key < bricks.batch * bricks.side * bricks.side * bricks.side;
+}
+
 // First node of a brick in the lattice; returns the lattice.
 OCC_HD inline int64_t brick_place(const Bricks& bricks, int64_t brick, int64_t first[3]) {
   int64_t rest = bricks.keys[brick];
@@ -130,7 +142,7 @@ OCC_HD inline void plane_words(const Bricks& bricks, const int32_t* neighbours, 
   out[3] = after_z(out[2], after_y(z, yz));
 }
 
-// Which of the 64 cells at word x of a brick have eight known corners.
+// Which of the 64 cells at each word of a brick have eight known corners.
 OCC_HD inline void complete_cells(const Bricks& bricks, int64_t brick) {
   const int32_t* neighbours = bricks.neighbours + brick * kNeighbours;
   uint64_t* words = brick_words(bricks, brick);
@@ -187,6 +199,23 @@ struct BrickCounts {
   int64_t vertices, triangles;
 };
 
+// Finds the crossed edges of word x and keeps them; counts what its nodes own. `here` and `next` are plane_words of the
+// signs.
+OCC_HD inline BrickCounts count_word(const Bricks& bricks, int64_t brick, int x, const uint64_t here[4],
+                                     const uint64_t next[4]) {
+  uint64_t* words = brick_words(bricks, brick);
+  const Crossings crossed = brick_crossings(bricks, bricks.neighbours + brick * kNeighbours, x, here, next);
+  words[kEdges + x] = crossed.x;
+  words[kEdges + 8 + x] = crossed.y;
+  words[kEdges + 16 + x] = crossed.z;
+  BrickCounts counts{vertex_count(crossed), 0};
+  const Cells cells = brick_cells(here, next, words[kComplete + x]);
+  for (uint64_t left = cells.active; left != 0; left &= left - 1) {
+    counts.triangles += triangle_count(cell_case(cells, lowest_bit(left)));
+  }
+  return counts;
+}
+
 // Finds a brick's crossed edges, keeps them in its words, and counts what it owns.
 OCC_HD inline BrickCounts count_brick(const Bricks& bricks, int64_t brick) {
   const int32_t* neighbours = bricks.neighbours + brick * kNeighbours;
@@ -198,17 +227,10 @@ OCC_HD inline BrickCounts count_brick(const Bricks& bricks, int64_t brick) {
   for (int x = 0; x < 8; ++x) {
     const uint64_t* here = planes[x & 1];
     plane_words(bricks, neighbours, kSigns, x + 1, planes[(x + 1) & 1]);
-    const uint64_t* next = planes[(x + 1) & 1];
-    const Crossings crossed = brick_crossings(bricks, neighbours, x, here, next);
-    words[kEdges + x] = crossed.x;
-    words[kEdges + 8 + x] = crossed.y;
-    words[kEdges + 16 + x] = crossed.z;
+    const BrickCounts own = count_word(bricks, brick, x, here, planes[(x + 1) & 1]);
     words[kStarts + x / 4] |= static_cast<uint64_t>(counts.vertices) << 16 * (x % 4);
-    counts.vertices += vertex_count(crossed);
-    const Cells cells = brick_cells(here, next, words[kComplete + x]);
-    for (uint64_t left = cells.active; left != 0; left &= left - 1) {
-      counts.triangles += triangle_count(cell_case(cells, lowest_bit(left)));
-    }
+    counts.vertices += own.vertices;
+    counts.triangles += own.triangles;
   }
   return counts;
 }

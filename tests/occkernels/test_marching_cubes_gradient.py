@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from mesh_checks import sparse_to, to_cpu
 from torch import Tensor
 
 from occkernels import MeshBatch, SparseVolume, marching_cubes, marching_cubes_sparse, reference
@@ -36,6 +37,7 @@ def loss(batch: MeshBatch) -> Tensor:
     """A sum in which every coordinate and attribute counts differently."""
     assert batch.attributes is not None
     weights = torch.arange(1, 1 + batch.vertices.numel(), dtype=batch.vertices.dtype).view_as(batch.vertices).sin()
+    weights = weights.to(batch.vertices.device)
     return (weights * batch.vertices).sum() + (weights * batch.attributes).square().sum()
 
 
@@ -58,20 +60,23 @@ def assert_rounded(found: Tensor, exact: Tensor) -> None:
     """``found`` is ``exact``, rounded once to its own type."""
     half = found.dtype.itemsize == 2
     close = {"rtol": torch.finfo(found.dtype).eps, "atol": 1e-5} if half else {}
-    torch.testing.assert_close(wider(found), exact, **close)
+    torch.testing.assert_close(wider(found.cpu()), exact, **close)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("pad_value", [None, -1.0, -math.inf])
 @pytest.mark.parametrize("shape", [(2, 4, 3, 5), (1, 2, 2, 66), (2, 1, 3, 1), (1, 1, 1, 130)])
-def test_dense_same_as_reference(dtype: torch.dtype, pad_value: float | None, shape: tuple[int, ...]) -> None:
+def test_dense_same_as_reference(
+    dtype: torch.dtype, pad_value: float | None, shape: tuple[int, ...], device: str
+) -> None:
     values, nodes = fields(shape, 1, dtype)
     values[..., 1:2], values[..., -1:] = math.inf, 0.1
-    ours = marching_cubes(values, 0.1, attributes=nodes, pad_value=pad_value)
+    given = (values.to(device), nodes.to(device))
+    ours = to_cpu(marching_cubes(given[0], 0.1, attributes=given[1], pad_value=pad_value))
     theirs = reference.marching_cubes(values, 0.1, attributes=nodes, pad_value=pad_value)
     assert torch.equal(ours.vertices, theirs.vertices)
     torch.testing.assert_close(ours.attributes, theirs.attributes)
-    found = derivatives(marching_cubes, values, nodes, pad_value=pad_value)
+    found = derivatives(marching_cubes, *given, pad_value=pad_value)
     wide = (wider(values), wider(nodes))
     for a, b in zip(found, derivatives(reference.marching_cubes, *wide, pad_value=pad_value), strict=True):
         assert_rounded(a, b)
@@ -80,14 +85,16 @@ def test_dense_same_as_reference(dtype: torch.dtype, pad_value: float | None, sh
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("pad_value", [None, -1.0, -math.inf])
 @pytest.mark.parametrize("nodes", [9, 16])
-def test_sparse_same_as_reference(dtype: torch.dtype, pad_value: float | None, nodes: int) -> None:
+def test_sparse_same_as_reference(dtype: torch.dtype, pad_value: float | None, nodes: int, device: str) -> None:
     sparse, attributes = bricks(nodes, 2, dtype)
-    ours = marching_cubes_sparse(sparse, 0.1, attributes=attributes, pad_value=pad_value)
+    there, values = sparse_to(sparse, device), attributes.to(device)
+    ours = to_cpu(marching_cubes_sparse(there, 0.1, attributes=values, pad_value=pad_value))
     theirs = reference.marching_cubes_sparse(sparse, 0.1, attributes=attributes, pad_value=pad_value)
     assert torch.equal(ours.vertices, theirs.vertices)
     torch.testing.assert_close(ours.attributes, theirs.attributes)
     rest = (sparse.keys, sparse.nodes, sparse.batch)
-    found = derivatives(marching_cubes_sparse, sparse.values, attributes, *rest, pad_value=pad_value)
+    placed = (there.keys, there.nodes, there.batch)
+    found = derivatives(marching_cubes_sparse, there.values, values, *placed, pad_value=pad_value)
     wide = (wider(sparse.values), wider(attributes))
     for a, b in zip(
         found, derivatives(reference.marching_cubes_sparse, *wide, *rest, pad_value=pad_value), strict=True
@@ -97,7 +104,7 @@ def test_sparse_same_as_reference(dtype: torch.dtype, pad_value: float | None, n
 
 @pytest.mark.parametrize("pad_value", [None, -1.0])
 def test_gradcheck(pad_value: float | None) -> None:
-    values, nodes = fields((2, 3, 3, 4), 3)
+    values, nodes = fields((1, 3, 2, 4), 3)
 
     def extract(values: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
         batch = marching_cubes(values, 0.1, attributes=nodes, pad_value=pad_value)
@@ -113,7 +120,7 @@ def test_gradcheck_sparse(pad_value: float | None) -> None:
     dense[0, 2:8], dense[0, :, 2:8] = math.nan, math.nan
     sparse = SparseVolume.from_dense(dense)
     known = (~sparse.values.isnan()).nonzero()
-    known = known[:: len(known) // 30]
+    known = known[:: len(known) // 20]
     attributes = fields((*sparse.values.shape,), 5)[1]
 
     def extract(values: Tensor) -> tuple[Tensor, Tensor]:
