@@ -14,6 +14,7 @@ from dpconvonet_cases import written_out_frame, written_out_position
 from occkernels import FeatureLayout, bin_points
 from occnets.models import build_model
 from occnets.models.dynamic import PlanePredictor, basis_and_scale, change_of_basis, similarity_loss
+from occnets.models.registry import method_of
 from occnets.reconstruct import Reconstructor
 
 NORMALS = ((0, 0, 1), (1, 0, 0), (0, 1, 0), (1, 1, 1), (0, 0, -1), (0.3, -0.2, 0.5))
@@ -251,6 +252,16 @@ def test_errors_name_what_is_wrong(change: dict, message: str) -> None:
     config["model"] |= change
     with pytest.raises(ValueError, match=message):
         build_model(config)
+
+
+def test_files_of_transonet_are_told_from_those_of_dpconvonet() -> None:
+    config = small_config(unet=False)
+    assert method_of(config) == "dynamic_planes_conv_onet"
+    config["model"] |= {"c_dim": 32}
+    config["model"]["encoder_kwargs"] |= {"plane_resolution": 32}
+    assert method_of(config) == "transonet"
+    config["model"]["encoder_kwargs"] |= {"unet": True}
+    assert method_of(config) == "dynamic_planes_conv_onet"
 
 
 def test_hybrid_needs_a_plane_of_its_own() -> None:
