@@ -102,11 +102,44 @@ def change_of_basis(normals: Tensor) -> tuple[Tensor, Tensor]:
     return unit, torch.cat((inverse, normaliser), dim=-2)
 
 
+def frame_from_axes(raw: Tensor) -> Tensor:
+    """Rotation from two raw axes by Gram-Schmidt: continuous, unlike angles or quaternions.
+
+    Args:
+        raw: (..., 6), two vectors that are neither zero nor parallel.
+
+    Returns:
+        (..., 3, 3) float32 or float64, rows orthonormal and right-handed.
+
+    Source: Zhou, Barnes, Lu, Yang, Li, On the Continuity of Rotation Representations in Neural Networks, CVPR 2019.
+    """
+    wide = raw if raw.dtype == torch.float64 else raw.float()
+    first, second = wide.unflatten(-1, (2, 3)).unbind(-2)
+    first = functional.normalize(first, dim=-1)
+    second = functional.normalize(second - (first * second).sum(-1, keepdim=True) * first, dim=-1)
+    return torch.stack((first, second, torch.linalg.cross(first, second, dim=-1)), dim=-2)
+
+
+def coordinate_planes(frames: Tensor) -> Tensor:
+    """The planes xz, xy and yz of a turned coordinate frame.
+
+    Args:
+        frames: (..., 3, 3), rows are the frame's axes.
+
+    Returns:
+        (..., 3, 4, 3): for each plane its two axes, the third one and three times the normaliser, as
+        :func:`change_of_basis` gives them.
+    """
+    rows = frames[..., [[0, 2, 1], [0, 1, 2], [1, 2, 0]], :]
+    reach = rows[..., :2, :].abs().sum(-1).amax(-1)
+    return torch.cat((rows, reach[..., None, None].expand(*reach.shape, 1, 3)), dim=-2)
+
+
 def basis_and_scale(c_mat: Tensor, margin: float = SCALE_MARGIN) -> tuple[Tensor, Tensor]:
     """What the operators of :mod:`occkernels` take for dynamic planes.
 
     Args:
-        c_mat: (B, L, 4, 3) of :func:`change_of_basis`, or a sum of them over planes.
+        c_mat: (B, L, 4, 3) of :func:`change_of_basis` or :func:`coordinate_planes`, or a sum of them over planes.
         margin: added to the normaliser.
 
     Returns:

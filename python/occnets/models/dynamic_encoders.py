@@ -148,9 +148,7 @@ class DynamicLocalPoolPointnet(nn.Module):
         bases, scale = basis_and_scale(c_mat)
         bins = bin_points(points, self.layout, bases=bases, basis_scale=scale, lengths=lengths)
         features = pooled_features(self.fc_pos(encoded), self.blocks, self.fc_c, bins, o.scatter_type)
-        planes = self.scatter(features, bins, raw)
-        if self.unet is not None:
-            planes = self.unet(planes.flatten(0, 1)).unflatten(0, planes.shape[:2])
+        planes = self.refine(self.scatter(features, bins, raw), c_mat)
         return {"planes": planes, "c_mat": c_mat, "normals": self.all_normals(normals)}
 
     def raw_normals(self, encoded: Tensor, lengths: Tensor | None) -> Tensor:
@@ -172,6 +170,10 @@ class DynamicLocalPoolPointnet(nn.Module):
         offsets = torch.stack([layer(n) for layer, n in zip(self.plane_params_hdim, raw.unbind(1), strict=True)], dim=1)
         offsets = torch.cat((offsets.new_zeros(len(raw), len(self.canonical), offsets.shape[-1]), offsets), dim=1)
         return planes + filled * offsets[..., None, None]
+
+    def refine(self, planes: Tensor, c_mat: Tensor) -> Tensor:
+        """Planes (B, P, C, R, R) after the U-Net."""
+        return planes if self.unet is None else self.unet(planes.flatten(0, 1)).unflatten(0, planes.shape[:2])
 
     def all_normals(self, normals: Tensor) -> Tensor:
         """Unit normals of all planes, canonical ones first (as e1, e2, e3)."""

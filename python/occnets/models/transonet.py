@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """TransONet (Tonti and Amerini, Lightweight Transformer Occupancy Networks, GRAPP 2025): the networks' construction.
 
-The published code differs from the paper; :mod:`occnets.models.transonet_published` is that code's network.
+Three networks: that of the published code (:mod:`occnets.models.transonet_published`), the paper's idea with token
+pruning that works (:mod:`occnets.models.transonet_pruning`), and a convolutional one for small devices
+(:mod:`occnets.models.transonet_light`).
 """
 
 from __future__ import annotations
@@ -11,20 +13,27 @@ from typing import Any
 
 from torch import nn
 
-from occnets.models import dynamic_encoders, transonet_published
+from occnets.models import dynamic_encoders, transonet_light, transonet_pruning, transonet_published
 from occnets.models.dpconvonet import DynamicPlaneNetwork, assemble
 
 ENCODERS: dict[str, tuple[type, type[nn.Module]]] = {
     "dynamic_pointnet_local_pool": (dynamic_encoders.DynamicPoolOptions, transonet_published.PublishedEncoder),
+    "pruning_transformer": (transonet_pruning.PruningOptions, transonet_pruning.PruningEncoder),
+    "orthogonal_pool": (transonet_light.OrthogonalPoolOptions, transonet_light.OrthogonalPoolPointnet),
 }
 """Encoder names: options and module."""
 
 DECODERS: dict[str, tuple[type, type[nn.Module]]] = {
     "dynamic_simple_local": (dynamic_encoders.EncodedDecoderOptions, transonet_published.PublishedDecoder),
+    "dynamic_local": (dynamic_encoders.EncodedDecoderOptions, dynamic_encoders.DynamicLocalDecoder),
 }
 """Decoder names: options and module."""
 
-_PAIRS = {"dynamic_pointnet_local_pool": "dynamic_simple_local"}
+_PAIRS = {
+    "dynamic_pointnet_local_pool": "dynamic_simple_local",
+    "pruning_transformer": "dynamic_local",
+    "orthogonal_pool": "dynamic_local",
+}
 
 
 class TransONet(DynamicPlaneNetwork):
