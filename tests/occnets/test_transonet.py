@@ -15,7 +15,6 @@ from occkernels import FeatureLayout, bin_points
 from occnets.config import load_config
 from occnets.models import build_model
 from occnets.models.dynamic import basis_and_scale, coordinate_planes, frame_from_axes
-from occnets.models.transonet_blocks import Attention
 from occnets.reconstruct import Reconstructor
 
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -147,32 +146,65 @@ def test_blocks_run_on_the_tokens_that_are_left() -> None:
     assert seen == [48, 34, 20]  # of three planes of 4 x 4 patches, 70 % and 40 %
 
 
-def test_dropping_and_masking_agree() -> None:
+def test_dropped_tokens_keep_their_value_and_are_seen_by_none() -> None:
     transformer = fill_hashed(small_model("pruning_transformer")).encoder.transformer
     tokens = hashed("tokens", (2, 48, 32), -1.0, 1.0)
-    dropped, left = transformer.run_dropped(tokens)
-    masked, keep = transformer.run_masked(tokens)
-    assert torch.equal(left, keep.detach()) and left.sum(dim=1).tolist() == [20, 20]
-    assert not torch.equal(left[0], left[1])
-    torch.testing.assert_close(dropped, masked, atol=1e-4, rtol=1e-4)
+    mixed, left = transformer.mix(tokens)
+    for sample in range(2):
+        expected = tokens[sample].clone()
+        alive = list(range(48))
+        for number, block in enumerate(transformer.blocks):
+            if number:
+                score = transformer.scorers[str(number)](expected[alive][None])[0]
+                order = sorted(range(len(alive)), key=lambda index: -score[index].item())
+                alive = [alive[index] for index in order[: (34, 20)[number - 1]]]
+            expected[alive] = block(expected[alive][None])[0]
+        assert sorted(left[sample].tolist()) == sorted(alive)
+        torch.testing.assert_close(mixed[sample], expected, atol=1e-4, rtol=1e-4)
+    assert sorted(left[0].tolist()) != sorted(left[1].tolist())
 
 
-def test_training_tries_other_tokens_and_always_leaves_as_many() -> None:
-    transformer = fill_hashed(small_model("pruning_transformer")).encoder.transformer.train()
-    tokens = hashed("tokens", (2, 48, 32), -1.0, 1.0)
-    torch.manual_seed(0)
-    masks = torch.stack([transformer.run_masked(tokens)[1] for _ in range(20)])
-    assert (masks.sum(dim=2) == 20).all() and set(masks.unique().tolist()) == {0.0, 1.0}
-    assert len({tuple(mask.flatten().tolist()) for mask in masks}) > 10
-
-
-def test_scores_are_learned_through_the_mask() -> None:
-    """A token whose value helps gets a better score."""
-    transformer = small_model("pruning_transformer", token_ratio=[0.5, 0.5]).encoder.transformer.train()
+def test_training_gives_every_token_its_turn_and_always_leaves_as_many() -> None:
+    transformer = small_model("pruning_transformer").encoder.transformer.train()
     tokens = hashed("tokens", (1, 48, 32), -1.0, 1.0)
-    scorer = transformer.scorers["1"]
-    transformer.run_masked(tokens)[0].square().mean().backward()
-    assert all(parameter.grad.count_nonzero() > 0 for parameter in scorer.parameters())
+    counts = torch.zeros(48)
+    for _ in range(30):
+        left = transformer.mix(tokens)[1]
+        assert left.shape == (1, 20) and len(set(left[0].tolist())) == 20
+        counts[left[0]] += 1
+    assert counts.min() > 0 and counts.max() < 30
+
+
+def test_training_differs_from_inference_by_the_noise_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    transformer = fill_hashed(small_model("pruning_transformer")).encoder.transformer
+    tokens = hashed("tokens", (2, 48, 32), -1.0, 1.0)
+    expected = transformer.mix(tokens)[0]
+    monkeypatch.setattr(torch, "rand_like", lambda tensor: torch.full_like(tensor, 0.5))
+    torch.testing.assert_close(transformer.train().mix(tokens)[0], expected)
+
+
+def test_scores_learn_which_tokens_help() -> None:
+    """One kind of token carries what the output needs, the other disturbs; its scorer comes to tell them apart."""
+    torch.manual_seed(0)
+    options = {"pruning_loc": [0], "token_ratio": [0.5], "depth": 1}
+    transformer = small_model("pruning_transformer", **options).encoder.transformer.train()
+    useful = torch.arange(48) % 2 == 0
+    scorer = transformer.scorers["0"]
+    optimizer = torch.optim.Adam(scorer.parameters(), lr=1e-2)
+    kinds = hashed("kinds", (2, 32), -1.0, 1.0)
+    with torch.no_grad():
+        for parameter in transformer.blocks[0].parameters():
+            parameter.mul_(2.0)
+        change = transformer.blocks[0](kinds[None])[0] - kinds
+    target = torch.where(useful[:, None], change[0], -change[1])
+    for _ in range(40):
+        tokens = kinds[(~useful).long()].expand(4, -1, -1)
+        loss = (transformer.mix(tokens)[0] - tokens - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    scores = scorer(kinds[(~useful).long()][None])[0]
+    assert scores[useful].min() > scores[~useful].max() + 1.0
 
 
 def test_keeping_all_tokens_is_no_pruning() -> None:
@@ -182,16 +214,6 @@ def test_keeping_all_tokens_is_no_pruning() -> None:
     planes, frames = hashed("planes", (2, 3, 16, 16, 16), -1.0, 1.0), turns(6).float().unflatten(0, (2, 3))
     torch.testing.assert_close(pruned(planes, frames), plain(planes, frames), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(pruned.train()(planes, frames), plain.train()(planes, frames), atol=1e-5, rtol=1e-5)
-
-
-def test_attention_to_kept_tokens_is_attention_among_them() -> None:
-    attention = fill_hashed(Attention(16, 4))
-    tokens, keep = hashed("tokens", (1, 10, 16), -1.0, 1.0), torch.tensor([[1.0, 0, 1, 1, 0, 0, 1, 0, 0, 1]])
-    left = keep[0] > 0
-    torch.testing.assert_close(attention(tokens, keep)[:, left], attention(tokens[:, left]))
-    louder = tokens.clone()
-    louder[:, ~left] *= 100.0
-    torch.testing.assert_close(attention(louder, keep)[:, left], attention(tokens[:, left]))
 
 
 def test_frames_are_rotations() -> None:

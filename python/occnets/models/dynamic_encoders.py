@@ -169,7 +169,7 @@ class DynamicLocalPoolPointnet(nn.Module):
         filled = scatter_planes(features.new_ones(*features.shape[:2], 1), bins, reduce="max")
         offsets = torch.stack([layer(n) for layer, n in zip(self.plane_params_hdim, raw.unbind(1), strict=True)], dim=1)
         offsets = torch.cat((offsets.new_zeros(len(raw), len(self.canonical), offsets.shape[-1]), offsets), dim=1)
-        return planes + filled * offsets[..., None, None]
+        return torch.addcmul(planes, filled, offsets[..., None, None])
 
     def refine(self, planes: Tensor, c_mat: Tensor) -> Tensor:
         """Planes (B, P, C, R, R) after the U-Net."""
@@ -239,18 +239,21 @@ class DynamicLocalDecoder(EncodedLocalDecoder):
 
     def sample(self, query: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
         """Features of all planes at the queries, (B, M, C), or (B, M, P * C) with ``concat_feat``."""
-        o = self.options
+        layout, bases, scale = self.projection(maps)
+        reduce = "concat" if self.options.concat_feat else "sum"
+        return sample_features(query, layout, planes=maps["planes"], bases=bases, basis_scale=scale, reduce=reduce)
+
+    def projection(self, maps: Mapping[str, Tensor]) -> tuple[FeatureLayout, Tensor, Tensor]:
+        """Layout, ``bases`` (B, L, 3, 3) and ``basis_scale`` (B, L) of features, as the operators take them."""
         planes = maps["planes"]
         layout = FeatureLayout(
             planes=self.canonical,
             dynamic_planes=planes.shape[1] - len(self.canonical),
             plane_resolution=planes.shape[-1],
-            padding=o.padding,
-            registration=o.registration,
+            padding=self.options.padding,
+            registration=self.options.registration,
         )
-        bases, scale = basis_and_scale(maps["c_mat"])
-        reduce = "concat" if o.concat_feat else "sum"
-        return sample_features(query, layout, planes=planes, bases=bases, basis_scale=scale, reduce=reduce)
+        return layout, *basis_and_scale(maps["c_mat"])
 
 
 class HybridLocalDecoder(DynamicLocalDecoder):

@@ -117,32 +117,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Map tokens (B, T, dim) to (B, T, dim).
-
-        Args:
-            tokens: (B, T, dim).
-            keep: (B, T) of 0 and 1, differentiable: tokens with 0 are seen by no other. ``None``: all are seen.
-        """
+    def forward(self, tokens: Tensor, gate: Tensor | None = None) -> Tensor:
+        """Map tokens (B, T, dim) to (B, T, dim); ``gate`` (B, T) multiplies what each token hands to the others."""
         query, key, value = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        if keep is None:
-            mixed = functional.scaled_dot_product_attention(query, key, value)
-        else:
-            mixed = _kept_softmax(query @ key.mT / math.sqrt(query.shape[-1]), keep) @ value
+        if gate is not None:
+            value = value * gate[:, None, :, None].to(value.dtype)
+        mixed = functional.scaled_dot_product_attention(query, key, value)
         return self.proj(mixed.transpose(1, 2).flatten(2))
-
-
-def _kept_softmax(scores: Tensor, keep: Tensor) -> Tensor:
-    """Softmax over the kept tokens (Rao et al., DynamicViT, NeurIPS 2021, eq. 11, without the self-connection).
-
-    Args:
-        scores: (B, heads, T, T).
-        keep: (B, T) of 0 and 1, at least one 1; its gradient says what seeing a dropped token would change.
-    """
-    keep = keep[:, None, None]
-    highest = scores.detach().masked_fill(keep == 0, -torch.inf).amax(dim=-1, keepdim=True)
-    weights = torch.exp((scores - highest).clamp(max=0.0)) * keep
-    return weights / weights.sum(dim=-1, keepdim=True)
 
 
 class TokenPooling(nn.Module):

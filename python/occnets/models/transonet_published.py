@@ -95,7 +95,8 @@ class PublishedEncoder(nn.Module):
         plane = scatter_planes(features, bins, reduce="mean")[:, 0]
         filled = scatter_planes(features.new_ones(*features.shape[:2], 1), bins, reduce="max")[:, 0]
         offset = sum(layer(n) for layer, n in zip(self.plane_params_hdim, raw.unbind(1), strict=True))
-        plane = self.transformer(plane + filled * offset[..., None, None])
+        plane = self.transformer(torch.addcmul(plane, filled, offset[..., None, None]))
+        plane = plane.contiguous(memory_format=torch.channels_last)  # as the samplers read it
         return {"planes": plane.unsqueeze(1), "c_mat": merged, "normals": normals}
 
 
