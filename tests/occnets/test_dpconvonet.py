@@ -12,6 +12,7 @@ import torch
 from convonet_cases import fill_hashed, hashed
 from dpconvonet_cases import written_out_frame, written_out_position
 from occkernels import FeatureLayout, bin_points
+from occnets.config import load_config
 from occnets.models import build_model
 from occnets.models.dynamic import PlanePredictor, basis_and_scale, change_of_basis, similarity_loss
 from occnets.models.registry import method_of
@@ -262,6 +263,13 @@ def test_files_of_transonet_are_told_from_those_of_dpconvonet() -> None:
     assert method_of(config) == "transonet"
     config["model"]["encoder_kwargs"] |= {"unet": True}
     assert method_of(config) == "dynamic_planes_conv_onet"
+
+
+def test_canonical_encoder_has_planes_only() -> None:
+    config = load_config("dpconvonet-shapenet-canonical-3plane-pe")
+    config["model"]["encoder_kwargs"]["plane_type"] = ["xz", "grid"]
+    with pytest.raises(ValueError, match="plane_type holds planes only"):
+        build_model(config)
 
 
 def test_hybrid_needs_a_plane_of_its_own() -> None:

@@ -20,7 +20,7 @@ from occnets.models.blocks import ResnetBlockFC, encode_position, position_chann
 from occnets.models.decoders import DecoderOptions, LocalDecoder, check_sample_mode, conditioned_mlp
 from occnets.models.dynamic import PlanePredictor, basis_and_scale, change_of_basis
 from occnets.models.encoders import LocalPoolOptions, LocalPoolPointnet, check_scatter_type, pooled_features
-from occnets.models.maps import PLANES, build_unet
+from occnets.models.maps import PLANES, build_unet, map_names
 from occnets.models.options import make_options
 
 
@@ -45,12 +45,18 @@ class EncodedLocalPoolPointnet(LocalPoolPointnet):
 
     Args:
         options: see :class:`CanonicalOptions`; or give its fields as keywords.
+
+    Raises:
+        ValueError: an option is unknown, or a grid is asked for.
     """
 
     def __init__(self, options: CanonicalOptions | None = None, **fields: Any) -> None:
         o = make_options(CanonicalOptions, fields, "EncodedLocalPoolPointnet") if options is None else options
-        if o.local_coord and o.pos_encoding:
-            raise ValueError("EncodedLocalPoolPointnet: local_coord and pos_encoding exclude each other")
+        if "grid" in map_names(o.plane_type, "EncodedLocalPoolPointnet"):
+            raise ValueError(
+                f"EncodedLocalPoolPointnet: plane_type holds planes only, got {o.plane_type!r}; for grids use method "
+                f"conv_onet"
+            )
         super().__init__(dataclasses.replace(o, dim=position_channels(encoding_name(o.pos_encoding), o.dim)))
         self.options = o
 
