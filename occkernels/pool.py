@@ -74,9 +74,23 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _scratch(values: Tensor, count: int, cells: Sequence[int]) -> tuple[Tensor, int]:
-    """Room for one row of channels per cell that may have points: see rows_before in csrc/math/bins.h."""
-    size = values.shape[0] * sum(min(count, number) for number in cells) * values.shape[2]
+# The CPU reduces clouds with at least as many points as any map has cells in one pass without the sorted order, onto
+# cells that fit into the cache; others without scratch (csrc/cpu/pool.isa.cpp).
+_STREAM_VALUES = 1 << 22
+
+
+def _scratch(values: Tensor, cells: Sequence[int], argument: bool) -> tuple[Tensor | None, int]:
+    """Room for one row of channels per cell that may have points: see rows_before in csrc/math/bins.h. None: not used.
+
+    Args:
+        argument: whether the numbers of the chosen points are kept too.
+    """
+    batch, count, channels = values.shape
+    size = batch * sum(min(count, number) for number in cells) * channels
+    if not argument and not stores_half(values):
+        streamed = all(number <= count for number in cells) and size <= _STREAM_VALUES * batch
+        if not streamed:
+            return None, 0
     return values.new_empty(size, dtype=wide_dtype(values.dtype)), size
 
 
@@ -98,8 +112,9 @@ def _local_pool_max_native(
     chooser = source if same else working(selector)
     out = torch.empty_like(source)
     if out.numel():
-        scratch, size = _scratch(source, count, cells)
-        args = None if same and not transpose else index.new_empty(size)
+        argument = not same or transpose
+        scratch, size = _scratch(source, cells, argument)
+        args = index.new_empty(size) if argument else None
         index, order, offsets = index.contiguous(), order.contiguous(), offsets.contiguous()
         shape = (batch, count, channels, tuple(cells), 0, len(cells), 0)
         code = dtype_code(source, "local_pool")
@@ -129,7 +144,7 @@ def _local_pool_mean_native(
     source = working(features)
     out = torch.empty_like(source)
     if out.numel():
-        scratch, _ = _scratch(source, count, cells)
+        scratch, _ = _scratch(source, cells, False)
         index, order, offsets = index.contiguous(), order.contiguous(), offsets.contiguous()
         shape = (batch, count, channels, tuple(cells), 0, len(cells), 0)
         code = dtype_code(source, "local_pool")

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "cpu/pool.h"
 
-#include <algorithm>
 #include <memory>
 
 #include "common/parallel.h"
@@ -10,8 +9,6 @@
 
 namespace occ::cpu {
 namespace {
-
-constexpr int64_t kStreamChannels = 16;  // of one task of scatter_streamed
 
 bool is_wide(int dtype) {
   if (dtype != kFloat32 && dtype != kFloat64)
@@ -30,6 +27,15 @@ ScatterJob scatter_job(const void* in, int dtype, const int32_t* index, const Bi
   return job;
 }
 
+// Rows of cells reduced in one pass are numbered by the cell.
+void check_scratch(const PoolJob& job) {
+  if (job.scratch == nullptr || job.args != nullptr) return;
+  for (int k = job.shape.first; k < job.shape.last; ++k) {
+    if (rows_by_start(job.shape, k))
+      throw std::invalid_argument("occkernels: pooling fewer points than cells takes no scratch");
+  }
+}
+
 std::unique_ptr<int32_t[]> count_into(ScatterJob& job) {
   const BinShape& s = job.shape;
   std::unique_ptr<int32_t[]> counts(new int32_t[s.batch * (s.last - s.first) * s.target]);
@@ -45,6 +51,7 @@ void local_pool_max(const void* selector, const void* values, int dtype, const i
                     void* out, int threads) {
   const PoolJob job{selector, values, index,   order,          offsets, scratch,  out,
                     args,     shape,  threads, is_wide(dtype), false,   transpose};
+  check_scratch(job);
   OCC_CALL_ISA(local_pool, job);
 }
 
@@ -52,6 +59,7 @@ void local_pool_mean(const void* features, int dtype, const int32_t* index, cons
                      const int32_t* offsets, const BinShape& shape, void* scratch, void* out, int threads) {
   const PoolJob job{features, features, index,   order,          offsets, scratch, out,
                     nullptr,  shape,    threads, is_wide(dtype), true,    false};
+  check_scratch(job);
   OCC_CALL_ISA(local_pool, job);
 }
 
@@ -68,12 +76,7 @@ void scatter_cells(const void* features, int dtype, const int32_t* index, const 
   }
   if (argmax != nullptr) throw std::invalid_argument("occkernels: scatter_cells needs the sorted order for argmax");
   const auto counts = reduce == kSum ? nullptr : count_into(job);
-  const int64_t parts = (shape.channels + kStreamChannels - 1) / kStreamChannels;
-  const int64_t tasks = shape.batch * (shape.last - shape.first) * parts;
-  const int64_t workers = std::max<int64_t>(1, std::min<int64_t>(threads, tasks));
-  const int64_t values = workers * shape.target * kStreamChannels;
-  const std::unique_ptr<char[]> scratch(new char[values * (job.wide ? sizeof(double) : sizeof(float))]);
-  OCC_CALL_ISA(scatter_streamed, job, scratch.get(), workers);
+  OCC_CALL_ISA(scatter_streamed, job);
 }
 
 void gather_cells(const void* values, int dtype, const int32_t* index, const int32_t*, const BinShape& shape,

@@ -35,7 +35,6 @@ OCC_DECLARE_ISA(void local_pool(const PoolJob&))
 OCC_DECLARE_ISA(void count_cells(const ScatterJob&))
 OCC_DECLARE_ISA(void scatter_sorted(const ScatterJob&))
 OCC_DECLARE_ISA(void gather_cells(const ScatterJob&))
-// `scratch` holds workers * target * 16 values; the workers share the tasks.
-OCC_DECLARE_ISA(void scatter_streamed(const ScatterJob&, void* scratch, int64_t workers))
+OCC_DECLARE_ISA(void scatter_streamed(const ScatterJob&))
 
 }  // namespace occ::cpu

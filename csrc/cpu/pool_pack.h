@@ -78,6 +78,7 @@ struct Pack {
     }
   }
   OCC_INLINE void add(const S* row) { OCC_UNROLL for (int p = 0; p < kParts; ++p) part[p] += values(row, p); }
+  OCC_INLINE void add(const Pack& other) { OCC_UNROLL for (int p = 0; p < kParts; ++p) part[p] += other.part[p]; }
   OCC_INLINE void add_scaled(const S* row, S factor) {
     OCC_UNROLL for (int p = 0; p < kParts; ++p) part[p] += values(row, p) * factor;
   }
@@ -136,6 +137,9 @@ struct Pack {
   }
   OCC_INLINE void add(const S* row) {
     for (int j = 0; j < W; ++j) part[j] += row[j];
+  }
+  OCC_INLINE void add(const Pack& other) {
+    for (int j = 0; j < W; ++j) part[j] += other.part[j];
   }
   OCC_INLINE void add_scaled(const S* row, S factor) {
     for (int j = 0; j < W; ++j) part[j] += row[j] * factor;

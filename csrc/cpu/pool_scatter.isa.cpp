@@ -1,19 +1,17 @@
 // SPDX-License-Identifier: MIT
 // Scattering onto cells and its transposes. Both ways of scattering add a cell's points by their number, so they give
 // the same bits:
-//   streamed: no sort. One pass over the points per map and 16 channels, accumulators (16 * cells values) in the cache;
+//   streamed: no sort. One pass over the points per 16 channels onto the cells themselves, see pool_stream.h;
 //   sorted:   one segment per cell, reduced in registers. For maps too large for the cache, and where the argument of a
 //             maximum is wanted.
-#include <limits>
-
 #include "common/parallel.h"
 #include "cpu/pool_jobs.h"
 #include "cpu/pool_segment.h"
+#include "cpu/pool_stream.h"
 
 namespace occ::cpu::OCC_ISA {
 namespace {
 
-constexpr int64_t kStreamChannels = 16;  // one cache line of float
 constexpr int64_t kCellBlock = 512;
 constexpr int64_t kPointBlock = 1024;
 
@@ -22,74 +20,51 @@ struct Sizes {
   explicit Sizes(const BinShape& s) : maps(s.last - s.first), points(s.count), channels(s.channels), target(s.target) {}
 };
 
-template <class S, int W, bool is_max>
-void accumulate(const S* features, const int32_t* index, const Sizes& z, S* sums) {
-  Pack<S, W> start;
-  start.clear();
-  if constexpr (is_max) {
-    constexpr S lowest = -std::numeric_limits<S>::infinity();
-    S row[W];
-    for (int j = 0; j < W; ++j) row[j] = lowest;
-    start.load(row);
-  }
-  for (int64_t cell = 0; cell < z.target; ++cell) start.store(sums + cell * W);
-  const uint64_t target = static_cast<uint64_t>(z.target);
-  for (int64_t n = 0; n < z.points; ++n) {
-    const uint64_t cell = static_cast<uint64_t>(static_cast<int64_t>(index[n]));  // -1 is large
-    if (cell >= target) continue;
-    S* row = sums + cell * W;
-    Pack<S, W> sum;
-    sum.load(row);
-    if constexpr (is_max) {
-      sum.raise(features + n * z.channels);
-    } else {
-      sum.add(features + n * z.channels);
-    }
-    sum.store(row);
-  }
-}
-
-template <class S, int W>
-void stream_channels(const S* features, const int32_t* index, const int32_t* counts, const Sizes& z, int reduce,
-                     S* sums, S* out) {
-  if (reduce == kMax) {
-    accumulate<S, W, true>(features, index, z, sums);
-  } else {
-    accumulate<S, W, false>(features, index, z, sums);
-  }
-  for (int64_t cell = 0; cell < z.target; ++cell) {
-    Pack<S, W> sum;
-    sum.load(sums + cell * W);
-    if (reduce != kSum) {
-      const int32_t count = counts[cell];
-      if (count == 0) sum.clear();
-      if (reduce == kMean && count > 1) sum.divide(static_cast<S>(count));
-    }
-    sum.store(out + cell * z.channels);
-  }
-}
-
+// Empty cells become 0; sums become means.
 template <class S>
-void stream(const ScatterJob& job, S* scratch, int64_t workers) {
+void finish_cells(const StreamMaps<S>& m, const int32_t* const* counts, int reduce, int64_t begin, int64_t end) {
+  for (int k = 0; k < m.maps; ++k) {
+    for (uint64_t cell = 0; cell < m.limit[k]; ++cell) {
+      const int32_t count = counts[k][cell];
+      if (count == 1 || (count > 1 && reduce == kMax)) continue;
+      for_channels<16>(begin, end, [&](int64_t c, auto width) {
+        S* row = m.rows[k] + cell * m.channels + c;
+        Pack<S, decltype(width)::value> sum;
+        sum.load(row);
+        count == 0 ? sum.clear() : sum.divide(static_cast<S>(count));
+        sum.store(row);
+      });
+    }
+  }
+}
+
+// A task is 16 channels of a sample: of all maps where that occupies the threads, else of one map. Either way an
+// accumulator adds up its points in their order.
+template <class S>
+void stream(const ScatterJob& job) {
   const BinShape& s = job.shape;
   const Sizes z(s);
   const int64_t parts = (s.channels + kStreamChannels - 1) / kStreamChannels;
-  const int64_t tasks = s.batch * z.maps * parts;
-  parallel_for(job.threads, workers, [&](int64_t worker) {
-    S* sums = scratch + worker * z.target * kStreamChannels;
-    for (int64_t task = worker; task < tasks; task += workers) {
-      const int64_t map = task / parts % z.maps, b = task / parts / z.maps;
-      const S* features = static_cast<const S*>(job.in) + b * s.count * s.channels;
-      const int32_t* index = job.index + points_begin(s, b, s.first + static_cast<int>(map));
-      const int64_t cells = (b * z.maps + map) * s.target;
-      const int32_t* counts = job.counts + (job.reduce == kSum ? 0 : cells);
-      S* out = static_cast<S*>(job.out) + cells * s.channels;
-      const int64_t begin = task % parts * kStreamChannels;
-      const int64_t end = begin + kStreamChannels < s.channels ? begin + kStreamChannels : s.channels;
-      for_channels<16>(begin, end, [&](int64_t c, auto width) {
-        stream_channels<S, decltype(width)::value>(features + c, index, counts, z, job.reduce, sums, out + c);
-      });
+  const int64_t together = s.batch * parts >= job.threads ? z.maps : 1;
+  const int64_t groups = z.maps / together;
+  parallel_for(job.threads, s.batch * parts * groups, [&](int64_t task) {
+    const int64_t b = task / groups / parts, part = task / groups % parts, group = task % groups;
+    StreamMaps<S> m{};
+    const int32_t* counts[kMaxMaps];
+    m.maps = static_cast<int>(together);
+    m.points = s.count;
+    m.channels = s.channels;
+    for (int k = 0; k < m.maps; ++k) {
+      const int64_t map = group * together + k, cells = (b * z.maps + map) * s.target;
+      m.rows[k] = static_cast<S*>(job.out) + cells * s.channels;
+      m.index[k] = job.index + points_begin(s, b, s.first + static_cast<int>(map));
+      m.limit[k] = static_cast<uint64_t>(s.target);
+      counts[k] = job.counts + (job.reduce == kSum ? 0 : cells);
     }
+    const int64_t begin = part * kStreamChannels;
+    const int64_t end = begin + kStreamChannels < s.channels ? begin + kStreamChannels : s.channels;
+    stream_channels(m, static_cast<const S*>(job.in) + b * s.count * s.channels, job.reduce == kMax, begin, end);
+    if (job.reduce != kSum) finish_cells(m, counts, job.reduce, begin, end);
   });
 }
 
@@ -190,9 +165,7 @@ void count_cells(const ScatterJob& job) {
   });
 }
 
-void scatter_streamed(const ScatterJob& job, void* scratch, int64_t workers) {
-  job.wide ? stream(job, static_cast<double*>(scratch), workers) : stream(job, static_cast<float*>(scratch), workers);
-}
+void scatter_streamed(const ScatterJob& job) { job.wide ? stream<double>(job) : stream<float>(job); }
 
 void scatter_sorted(const ScatterJob& job) { job.wide ? sorted_typed<double>(job) : sorted_typed<float>(job); }
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from occnets.models.fused_conv import conv_relu
+
 
 class DownConv(nn.Module):
     """Two 3x3 convolutions with ReLU, then optionally a 2x2 max-pool. Returns (pooled, before pooling)."""
@@ -19,7 +21,7 @@ class DownConv(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map (B, in, H, W) to ((B, out, H/2, W/2), (B, out, H, W))."""
-        x = functional.relu(self.conv2(functional.relu(self.conv1(x))))
+        x = conv_relu(self.conv2, conv_relu(self.conv1, x))
         return (functional.max_pool2d(x, 2) if self.pooling else x), x
 
 
@@ -45,7 +47,7 @@ class UpConv(nn.Module):
         up = self.upconv(x)
         # Upsampled channels first, skip second: released weights depend on the order.
         x = torch.cat((up, skip), dim=1) if self.merge_mode == "concat" else up + skip
-        return functional.relu(self.conv2(functional.relu(self.conv1(x))))
+        return conv_relu(self.conv2, conv_relu(self.conv1, x))
 
 
 class UNet(nn.Module):
