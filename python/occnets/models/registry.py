@@ -13,6 +13,7 @@ from occnets.models.options import nearest_hint
 
 METHODS: dict[str, str] = {
     "conv_onet": "occnets.models.convonet",
+    "onet": "occnets.models.onet",
 }
 """Family method name to the module whose ``build(config)`` makes the network."""
 
