@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 
 import occkernels
 from convonet_cases import fill_formula, golden, golden_config, golden_folder
@@ -144,19 +143,5 @@ def test_reconstructor_takes_the_model() -> None:
     )
     with torch.no_grad():
         logits = model.decode(vertices, model.encode(cloud))
-    # Linear interpolation over a cell of 1.1 / 32, along which the logit changes by 3.5 on average.
+    # Linear interpolation over a cell of 1.1 / 32, along which the logit changes by 4 on average.
     assert (logits - np.log(note["threshold"] / (1 - note["threshold"]))).abs().mean() < 0.2
-
-
-def test_sampled_latent_codes_differ_and_repeat() -> None:
-    _, _, model = load("onet_uncond")
-    draws = [model.generate(2, generator=torch.Generator().manual_seed(seed))["z"] for seed in (0, 0, 1)]
-    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
-    query = torch.rand(2, 50, 3) - 0.5
-    with torch.no_grad():
-        logits = model.decode(query, model.generate(2, generator=torch.Generator().manual_seed(0)))
-        # Shapes along the way begin and end where the two codes are.
-        way = model.decode(query[:1].expand(5, -1, -1), model.interpolate(draws[0][0], draws[0][1], 5))
-        alone = model.decode(query[:1].expand(2, -1, -1), {"c": torch.zeros(2, 0), "z": draws[0]})
-    assert logits.shape == (2, 50) and torch.isfinite(functional.logsigmoid(logits)).all()
-    torch.testing.assert_close(way[[0, -1]], alone, atol=1e-4, rtol=1e-4)

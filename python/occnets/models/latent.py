@@ -117,7 +117,7 @@ def interpolate_latents(start: Tensor, end: Tensor, steps: int, mode: str = "sph
     """Codes on the way from one to another, both ends included.
 
     Draws of a prior of many channels lie near a sphere. A straight line leaves it and passes codes the decoder never
-    saw; the spherical one (White, 2016, "Sampling generative networks") turns the direction and changes the length evenly.
+    saw; the spherical one (White, 2016, "Sampling generative networks") turns and stretches evenly.
 
     Args:
         start, end: (Z,) codes.

@@ -83,7 +83,7 @@ class OccupancyNetwork(nn.Module):
 
         Args:
             inputs: what the encoder takes: points (B, N, 3), voxels (B, 32, 32, 32), images (B, 3, H, W), indices (B,),
-                or a mapping with ``image`` and ``pose``. Without an encoder only its length counts; ``None`` is one shape.
+                or a mapping with ``image`` and ``pose``. Without an encoder only its length counts; ``None`` is one.
             sample: draw the latent code from the prior instead of taking the prior's mean, zero.
             generator: of random numbers for ``sample``.
 
@@ -202,8 +202,8 @@ def build(config: Mapping[str, Any]) -> OccupancyNetwork:
     z_dim = (64 if latent_name else 0) if z_dim is None else z_dim
     if bool(z_dim) != bool(latent_name):
         raise ValueError(
-            f"model.z_dim is {z_dim} but model.encoder_latent is {latent_name!r}; set z_dim: 0 and encoder_latent: null, "
-            f"or a positive z_dim and one of {', '.join(LATENT_ENCODERS)}"
+            f"model.z_dim is {z_dim} but model.encoder_latent is {latent_name!r}; set z_dim: 0 and encoder_latent: "
+            f"null, or a positive z_dim and one of {', '.join(LATENT_ENCODERS)}"
         )
     encoder = None
     if model.get("encoder") is not None:

@@ -8,7 +8,7 @@ condition ``c`` (B, C) and the latent code ``z`` (B, Z); either may have no chan
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -77,8 +77,9 @@ class FCDecoder(nn.Module):
 class NormalizedDecoder(nn.Module):
     """What the decoders with batch norms share: norm, activation, layer, N times, then norm, activation, output.
 
-    The positional layer, the N square layers and the output are 1x1 convolutions over (B, H, M). Subclasses create the
-    layers under the family's names and return them from ``norms``, ``layers`` and ``ends``.
+    The positional layer, the N square layers and the output are 1x1 convolutions, computed as matrix products of rows
+    (B, M, H). Subclasses create the layers under the family's names and return them from ``norms``, ``layers`` and
+    ``ends``.
 
     Attributes:
         residual: layers form pairs, the second of which adds its output to what entered the first.
@@ -110,15 +111,20 @@ class NormalizedDecoder(nn.Module):
 
     def forward(self, query: Tensor, features: Mapping[str, Tensor]) -> Tensor:
         """Map queries (B, M, 3) to logits (B, M)."""
-        c, offset = self.condition(features), self.offset(features)
+        c, norms = self.condition(features), self.norms()
+        return self._run(query, self.offset(features), lambda index, net: norms[index](net, c))
+
+    def _run(self, query: Tensor, offset: Tensor | None, norm: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """The network with ``norm(index, (B, M, H))`` for its norms."""
         first, last = self.ends()
-        norms = self.norms()
-        net = entered = _plus(first(query.transpose(1, 2)), offset, 2)
-        for index, layer in enumerate(self.layers()):
-            net = layer(_activate(norms[index](net, c), self.leaks[1]))
+        layers = self.layers()
+        net = _rows(first, query)
+        net = entered = net if offset is None else net + offset.unsqueeze(1)
+        for index, layer in enumerate(layers):
+            net = _rows(layer, _activate(norm(index, net), self.leaks[1]))
             if self.residual and index % 2:
                 net = entered = entered + net
-        return last(_activate(norms[-1](net, c), self.leaks[0])).squeeze(1)
+        return _rows(last, _activate(norm(len(layers), net), self.leaks[0])).squeeze(-1)
 
     def folded(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What the norms do to these shapes in evaluation mode: one scale and shift a channel.
@@ -135,15 +141,8 @@ class NormalizedDecoder(nn.Module):
 
     def forward_folded(self, query: Tensor, scales: Tensor, shifts: Tensor, offset: Tensor | None = None) -> Tensor:
         """Logits (B, M) in evaluation mode, from what :meth:`folded` and :meth:`offset` returned."""
-        first, last = self.ends()
-        net = entered = _plus(_rows(first, query), offset, 1)
-        for index, layer in enumerate(self.layers()):
-            moved = torch.addcmul(shifts[:, index, None], scales[:, index, None], net)
-            net = _rows(layer, _activate(moved, self.leaks[1]))
-            if self.residual and index % 2:
-                net = entered = entered + net
-        moved = torch.addcmul(shifts[:, -1, None], scales[:, -1, None], net)
-        return _rows(last, _activate(moved, self.leaks[0])).squeeze(-1)
+        scales, shifts = scales.unsqueeze(2), shifts.unsqueeze(2)
+        return self._run(query, offset, lambda index, net: torch.addcmul(shifts[:, index], scales[:, index], net))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,7 +272,7 @@ class CBN2Decoder(NormalizedDecoder):
 
 @dataclasses.dataclass(frozen=True)
 class PlainOptions:
-    """Options of the two ablations' decoders; names and defaults are the family's, meanings as in :class:`CBNOptions`."""
+    """Options of the two ablations' decoders, the family's; meanings as in :class:`CBNOptions`."""
 
     dim: int = 3
     z_dim: int = 128
@@ -377,11 +376,6 @@ def _activate(x: Tensor, leak: float) -> Tensor:
     return functional.leaky_relu(x, leak) if leak else functional.relu(x)
 
 
-def _plus(net: Tensor, offset: Tensor | None, axis: int) -> Tensor:
-    """Add (B, H) to (B, H, M) or (B, M, H), whose axis of queries is ``axis``."""
-    return net if offset is None else net + offset.unsqueeze(axis)
-
-
 def _rows(layer: nn.Module, x: Tensor) -> Tensor:
-    """A 1x1 convolution applied to channels-last rows (B, M, K)."""
+    """A 1x1 convolution of rows (B, M, K)."""
     return functional.linear(x, layer.weight.squeeze(-1), layer.bias)

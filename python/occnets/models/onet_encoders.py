@@ -35,7 +35,7 @@ class PointNetOptions:
 
 
 class SimplePointNet(nn.Module):
-    """PointNet (Qi et al., CVPR 2017) with the maximum over the points concatenated between layers (``pointnet_simple``).
+    """PointNet (Qi et al., CVPR 2017) with the maximum of the points concatenated between layers (``pointnet_simple``).
 
     Args:
         options: see :class:`PointNetOptions`; or give its fields as keywords.
