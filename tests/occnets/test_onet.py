@@ -74,6 +74,25 @@ def test_folded_norms_give_the_evaluation_mode_network(name: str, z_dim: int, le
     torch.testing.assert_close(folded, decoder(query, features), atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.parametrize("leaky", [False, True])
+@pytest.mark.parametrize("name", [name for name in DECODERS if name not in ("simple", "cbatchnorm2")])
+def test_stacked_weights_and_folded_norms_are_the_whole_network(name: str, leaky: bool) -> None:
+    options, maker = DECODERS[name]
+    decoder = shuffle(maker(options(c_dim=6, z_dim=4, hidden_size=16, leaky=leaky))).double().eval()
+    features = {"c": torch.randn(2, 6, dtype=torch.float64), "z": torch.randn(2, 4, dtype=torch.float64)}
+    query = torch.rand(2, 11, 3, dtype=torch.float64) - 0.5
+    parts, (scales, shifts) = decoder.stacked(), decoder.folded(features)
+    last, others = (0.2 if parts["leaky"] else 0.0), (0.2 if parts["leaky"] and not parts["residual"] else 0.0)
+    net = entered = query @ parts["fc_p"][0].T + parts["fc_p"][1] + decoder.offset(features)[:, None]
+    for index, (weight, bias) in enumerate(zip(*parts["layers"], strict=True)):
+        moved = scales[:, None, index] * net + shifts[:, None, index]
+        net = nn.functional.leaky_relu(moved, others) @ weight.T + bias
+        if parts["residual"] and index % 2:
+            net = entered = entered + net
+    moved = nn.functional.leaky_relu(scales[:, None, -1] * net + shifts[:, None, -1], last)
+    torch.testing.assert_close(moved @ parts["fc_out"][0] + parts["fc_out"][1], decoder(query, features))
+
+
 @pytest.mark.parametrize("name", DECODERS)
 def test_shapes_of_a_batch_do_not_touch_each_other(name: str) -> None:
     options, maker = DECODERS[name]

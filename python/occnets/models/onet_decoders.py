@@ -139,6 +139,23 @@ class NormalizedDecoder(nn.Module):
         pairs = [norm.fold(c) for norm in self.norms()]
         return torch.stack([scale for scale, _ in pairs], dim=1), torch.stack([shift for _, shift in pairs], dim=1)
 
+    def stacked(self) -> dict[str, Any]:
+        """The network without its norms, as a kernel takes it.
+
+        Returns:
+            Pairs of weight and bias ``fc_p`` (H, 3) and (H,), ``layers`` (N, H, H) and (N, H), ``fc_out`` (H,) and ();
+            ``residual``; and ``leaky``: leaky ReLU (0.2) before the output and, without ``residual``, everywhere.
+        """
+        first, last = self.ends()
+        weights = torch.stack([layer.weight.squeeze(-1) for layer in self.layers()])
+        return {
+            "fc_p": (first.weight.squeeze(-1), first.bias),
+            "layers": (weights, torch.stack([layer.bias for layer in self.layers()])),
+            "fc_out": (last.weight.flatten(), last.bias.squeeze(0)),
+            "residual": self.residual,
+            "leaky": self.leaks[0] > 0,
+        }
+
     def forward_folded(self, query: Tensor, scales: Tensor, shifts: Tensor, offset: Tensor | None = None) -> Tensor:
         """Logits (B, M) in evaluation mode, from what :meth:`folded` and :meth:`offset` returned."""
         scales, shifts = scales.unsqueeze(2), shifts.unsqueeze(2)
