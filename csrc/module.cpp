@@ -9,6 +9,7 @@
 #include "bind.h"
 #include "common/isa.h"
 #include "cpu/bins.h"
+#include "cpu/decode.h"
 #include "cpu/marching_cubes.h"
 #include "cpu/pool.h"
 #include "cpu/sample.h"
@@ -62,6 +63,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("sample_contract_cpu", entry(&occ::cpu::sample_contract));
   m.def("sample_index_cpu", entry(&occ::cpu::sample_index));
   m.def("sample_scatter_cpu", entry(&occ::cpu::sample_scatter));
+  m.def("decode_cpu", entry(&occ::cpu::decode));
+  m.def("decode_bricks_cpu", entry(&occ::cpu::decode_bricks));
+  m.def("decode_conditional_cpu", entry(&occ::cpu::decode_conditional));
 
 #if defined(OCC_WITH_CUDA)
   bind_cuda(m);

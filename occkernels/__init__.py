@@ -3,6 +3,8 @@
 
 from occkernels._native import has_cuda
 from occkernels.bins import bin_points, bins_from_index
+from occkernels.decode import decode, decode_bricks, decode_conditional, decode_with_gradient
+from occkernels.decode_weights import ConditionalWeights, DecoderWeights, QueryBricks, fold_conditional_norm
 from occkernels.layout import Bins, FeatureLayout
 from occkernels.marching_cubes import marching_cubes
 from occkernels.mesh import Mesh, MeshBatch
@@ -15,12 +17,20 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Bins",
+    "ConditionalWeights",
+    "DecoderWeights",
     "FeatureLayout",
     "Mesh",
     "MeshBatch",
+    "QueryBricks",
     "SparseVolume",
     "bin_points",
     "bins_from_index",
+    "decode",
+    "decode_bricks",
+    "decode_conditional",
+    "decode_with_gradient",
+    "fold_conditional_norm",
     "has_cuda",
     "local_pool",
     "marching_cubes",

@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 
 from occkernels.layout import PLANES, Bins, FeatureLayout
+from occkernels.reference_decode import decode as decode
+from occkernels.reference_decode import decode_bricks as decode_bricks
+from occkernels.reference_decode import decode_conditional as decode_conditional
+from occkernels.reference_decode import decode_with_gradient as decode_with_gradient
+from occkernels.reference_decode import fold_conditional_norm as fold_conditional_norm
 from occkernels.reference_mc import marching_cubes as marching_cubes
 
 _AXES = dict(zip(PLANES, ((0, 2), (0, 1), (1, 2)), strict=True))

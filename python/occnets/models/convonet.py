@@ -7,9 +7,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from occnets.models import crop, decoders, encoders, pointnet2
+from occnets.models.fused import fuse
 from occnets.models.maps import map_names
 from occnets.models.options import known_options, make_options, nearest_hint
 
@@ -62,7 +64,15 @@ class ConvolutionalOccupancyNetwork(nn.Module):
         return self.encoder(inputs)
 
     def decode(self, query: Any, features: Mapping[str, Tensor]) -> Tensor:
-        """Occupancy logits (B, M) at queries (B, M, 3); crop models take :func:`occnets.models.crop.crop_query`."""
+        """Occupancy logits (B, M) at queries (B, M, 3); crop models take :func:`occnets.models.crop.crop_query`.
+
+        In inference (evaluation mode, gradients off) the fused kernel is used where it can take the decoder; see
+        :func:`occnets.models.fused.fuse`.
+        """
+        if not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            field = fuse(self.decoder, features)
+            if field is not None:
+                return field(query)
         return self.decoder(query, features)
 
     def forward(self, query: Any, inputs: Any) -> Tensor:

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: MIT
+// The matrix product under the decoders: a tile of rows (one query each) times packed weights, with everything that
+// follows a layer (bias, residual, activation) done while its outputs are still in registers. Only for *.isa.cpp.
+//
+// A block of MR rows by NR vectors of outputs stays in registers; for every input NR vectors of weights are loaded and
+// MR inputs broadcast. Each output is one chain of multiply-adds in the order of the inputs, so a row's result depends
+// neither on its place in the tile nor on the other rows.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+
+#include "common/simd.h"
+#include "math/decode.h"
+
+#if defined(_MSC_VER) && !defined(__clang__)
+#define OCC_NOINLINE __declspec(noinline)
+#else
+#define OCC_NOINLINE __attribute__((noinline))
+#endif
+
+namespace occ::cpu {
+namespace OCC_ISA {
+
+constexpr int kVector = kLanes<float>;
+using Vector = Simd<float, kVector>;
+
+constexpr int kRowStep = 12;  // tiles hold a multiple of this: every MR below divides it
+
+// Rows of a tile as one factor: K inputs a row, and the packed weights they meet: K inputs out of the `height` inputs
+// of a panel.
+struct Factor {
+  const float* rows;
+  int64_t stride;
+  const float* weights;
+  int64_t inputs, height;
+
+  constexpr Factor(const float* r, int64_t s, const float* w, int64_t k) : Factor(r, s, w, k, k) {}
+  constexpr Factor(const float* r, int64_t s, const float* w, int64_t k, int64_t h)
+      : rows(r), stride(s), weights(w), inputs(k), height(h) {}
+};
+constexpr Factor kNoFactor{nullptr, 0, nullptr, 0};
+
+#if defined(OCC_VECTOR_TYPES)
+// Negative values become 0, NaN stays.
+OCC_INLINE Vector relu(Vector a) {
+  const Vector::Lanes zero{};
+  return {zero > a.v ? zero : a.v};
+}
+OCC_INLINE Vector leaky(Vector a, Vector slope) { return {a.v > 0.0f ? a.v : a.v * slope.v}; }
+// `a` times the derivative of an activation whose output (or input) was `at`.
+OCC_INLINE Vector where_positive(Vector at, Vector a, Vector other) { return {at.v > 0.0f ? a.v : other.v}; }
+#else
+OCC_INLINE Vector relu(Vector a) {
+  for (float& lane : a.v) lane = 0.0f > lane ? 0.0f : lane;
+  return a;
+}
+OCC_INLINE Vector leaky(Vector a, Vector slope) {
+  for (int i = 0; i < kVector; ++i) a.v[i] = a.v[i] > 0.0f ? a.v[i] : a.v[i] * slope.v[i];
+  return a;
+}
+OCC_INLINE Vector where_positive(Vector at, Vector a, Vector other) {
+  for (int i = 0; i < kVector; ++i) a.v[i] = at.v[i] > 0.0f ? a.v[i] : other.v[i];
+  return a;
+}
+#endif
+
+OCC_INLINE Vector load(const float* from) { return load_simd<Vector>(from); }
+OCC_INLINE Vector spread_value(float value) { return broadcast<Vector>(value); }
+
+// One input of MR rows: the NR vectors of weights come one by one, so that MR + NR * MR + 1 registers are enough.
+template <int MR, int NR>
+OCC_INLINE void step(const float* rows, int64_t stride, const float* weights, int64_t next, Vector (*sum)[NR]) {
+  constexpr int together = kPanel / kVector < NR ? kPanel / kVector : NR;  // vectors of one panel
+  if constexpr (MR < NR) {
+    Vector x[MR];
+    OCC_UNROLL for (int r = 0; r < MR; ++r) x[r] = spread_value(rows[r * stride]);
+    OCC_UNROLL for (int v = 0; v < NR; ++v) {
+      const Vector w = load(weights + v / together * next + v % together * kVector);
+      OCC_UNROLL for (int r = 0; r < MR; ++r) sum[r][v] = multiply_add(x[r], w, sum[r][v]);
+    }
+  } else {
+    Vector w[NR];
+    OCC_UNROLL for (int v = 0; v < NR; ++v) w[v] = load(weights + v / together * next + v % together * kVector);
+    OCC_UNROLL for (int r = 0; r < MR; ++r) {
+      const Vector x = spread_value(rows[r * stride]);
+      OCC_UNROLL for (int v = 0; v < NR; ++v) sum[r][v] = multiply_add(x, w[v], sum[r][v]);
+    }
+  }
+}
+
+template <int MR, int NR>
+OCC_INLINE void accumulate(const Factor& factor, int64_t row, int64_t column, Vector (*sum)[NR]) {
+  const float* rows = factor.rows + row * factor.stride;
+  const float* weights = factor.weights + column / kPanel * kPanel * factor.height + column % kPanel;
+  const int64_t stride = factor.stride, next = factor.height * kPanel;
+  for (const float* end = rows + factor.inputs; rows < end; ++rows, weights += kPanel) {
+    step<MR, NR>(rows, stride, weights, next, sum);
+  }
+}
+
+// The sums of one block, out of line: with the epilogues around it the loop would run out of address registers.
+template <int MR, int NR>
+OCC_NOINLINE void block_sums(const Factor& a, const Factor& b, int64_t row, int64_t column, const float* bias,
+                             float* out) {
+  Vector sum[MR][NR];
+  OCC_UNROLL for (int v = 0; v < NR; ++v) {
+    const Vector start = bias ? load(bias + column + v * kVector) : Vector{};
+    OCC_UNROLL for (int r = 0; r < MR; ++r) sum[r][v] = start;
+  }
+  accumulate<MR, NR>(a, row, column, sum);
+  accumulate<MR, NR>(b, row, column, sum);
+  OCC_UNROLL for (int r = 0; r < MR; ++r) {
+    OCC_UNROLL for (int v = 0; v < NR; ++v) store_simd(out + (r * NR + v) * kVector, sum[r][v]);
+  }
+}
+
+template <int MR, int NR, class E>
+OCC_INLINE void multiply_columns(int rows, int64_t column, const float* bias, const Factor& a, const Factor& b,
+                                 const E& epilogue) {
+  alignas(64) float sums[MR * NR * kVector];
+  for (int row = 0; row < rows; row += MR) {
+    block_sums<MR, NR>(a, b, row, column, bias, sums);
+    OCC_UNROLL for (int r = 0; r < MR; ++r) {
+      OCC_UNROLL for (int v = 0; v < NR; ++v) {
+        epilogue(row + r, column + v * kVector, load(sums + (r * NR + v) * kVector));
+      }
+    }
+  }
+}
+
+// bias + a + b for `rows` rows (a multiple of kRowStep) and `columns` outputs, handed to epilogue(row, column, vector).
+// Outputs are taken in whole vectors; those beyond `columns` have weight 0. Four vectors at once need fewer loads; with
+// many inputs their weights would not stay in the first-level cache.
+template <class E>
+OCC_INLINE void multiply(int rows, int64_t columns, const float* bias, const Factor& a, const Factor& b,
+                         const E& epilogue) {
+  int64_t column = 0;
+  if constexpr (kVector == kPanel) {
+    for (; column + kVector < columns; column += 2 * kVector) multiply_columns<12, 2>(rows, column, bias, a, b, epilogue);
+  } else {
+    if (a.inputs <= 128) {
+      for (; column + 3 * kVector < columns; column += 4 * kVector) {
+        multiply_columns<3, 4>(rows, column, bias, a, b, epilogue);
+      }
+    }
+    for (; column + kVector < columns; column += 2 * kVector) multiply_columns<6, 2>(rows, column, bias, a, b, epilogue);
+  }
+  for (; column < columns; column += kVector) multiply_columns<12, 1>(rows, column, bias, a, b, epilogue);
+}
+
+// Scratch memory of one task: 64-byte aligned pieces of one allocation.
+class Scratch {
+ public:
+  explicit Scratch(int64_t floats) : memory_(std::malloc(static_cast<size_t>(floats) * sizeof(float) + 64)) {
+    next_ = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory_) + 63) / 64 * 64);
+  }
+  ~Scratch() { std::free(memory_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  explicit operator bool() const { return memory_ != nullptr; }
+  // `floats` is a multiple of 16.
+  float* take(int64_t floats) {
+    float* taken = next_;
+    next_ += floats;
+    return taken;
+  }
+
+ private:
+  void* memory_;
+  float* next_;
+};
+
+}  // namespace OCC_ISA
+}  // namespace occ::cpu

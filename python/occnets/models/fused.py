@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: MIT
+"""Inference through the fused decoder: coordinates to logits in one kernel, where the decoder is within its limits."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from occkernels import (
+    DecoderWeights,
+    FeatureLayout,
+    QueryBricks,
+    decode,
+    decode_bricks,
+    decode_with_gradient,
+)
+from occnets.models.decoders import LocalDecoder
+from occnets.models.maps import layout_of, stack_planes
+
+MAX_HIDDEN = 256
+"""Widest decoder the fused kernels take."""
+
+_log = logging.getLogger("occnets")
+_Fingerprint = tuple[tuple[int, int], ...]
+_packed: weakref.WeakKeyDictionary[LocalDecoder, tuple[_Fingerprint, DecoderWeights]] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class FusedField:
+    """The occupancy field of a batch of encoded inputs. Records no gradients.
+
+    Attributes:
+        weights: the decoder.
+        layout: the feature maps.
+        planes: (B, P, C, R, R) in channels-last memory, or None.
+        grid: (B, C, R, R, R) in channels-last memory, or None.
+        precision: "float32", or "bf16" or "tf32" to permit rounding; see ``occkernels.decode``.
+    """
+
+    weights: DecoderWeights
+    layout: FeatureLayout
+    planes: Tensor | None
+    grid: Tensor | None
+    precision: str = "float32"
+
+    @torch.no_grad()
+    def __call__(self, query: Tensor) -> Tensor:
+        """Logits (B, M) at queries (B, M, 3)."""
+        return decode(
+            query, self.weights, self.layout, planes=self.planes, grid=self.grid, precision=self.precision
+        )
+
+    @torch.no_grad()
+    def with_gradient(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, M) and their gradient to the coordinates, (B, M, 3)."""
+        return decode_with_gradient(
+            query, self.weights, self.layout, planes=self.planes, grid=self.grid, precision=self.precision
+        )
+
+    def bricks(self, shape: Tensor, corner: Tensor, mask: Tensor, spacing: float, origin: float) -> Tensor:
+        """Logits (K, 512) at the wanted nodes of regular bricks, NaN elsewhere; see ``occkernels.QueryBricks``."""
+        bricks = QueryBricks(shape, corner, mask, spacing, origin)
+        return decode_bricks(
+            bricks, self.weights, self.layout, planes=self.planes, grid=self.grid, precision=self.precision
+        )
+
+
+def fuse(decoder: nn.Module, features: Mapping[str, Tensor], *, precision: str = "float32") -> FusedField | None:
+    """The field of a decoder and its feature maps, or None where the fused kernels cannot take it.
+
+    The reason for a None is logged at debug level (logger ``occnets``). The packed weights are kept until a parameter
+    changes.
+
+    Args:
+        decoder: a model's ``decoder``; :class:`occnets.models.decoders.LocalDecoder` is supported.
+        features: maps as the encoder returns them.
+        precision: see :class:`FusedField`.
+    """
+    reason = _refusal(decoder, features)
+    if reason is not None:
+        _log.debug("decoding without the fused kernel: %s", reason)
+        return None
+    assert isinstance(decoder, LocalDecoder)
+    with torch.no_grad():
+        planes, grid = stack_planes(features), features.get("grid")
+        if planes is not None:
+            planes = planes.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+        if grid is not None:
+            grid = grid.contiguous(memory_format=torch.channels_last_3d)
+        layout = layout_of(features, decoder.options.padding, decoder.options.registration)
+        return FusedField(_weights(decoder), layout, planes, grid, precision)
+
+
+def _refusal(decoder: nn.Module, features: Mapping[str, Tensor]) -> str | None:
+    """Why the fused kernels cannot take this, or None."""
+    if type(decoder) is not LocalDecoder:
+        return f"{type(decoder).__name__} has no fused form"
+    options = decoder.options
+    if options.sample_mode != "bilinear":
+        return f"sample_mode {options.sample_mode!r}"
+    if options.hidden_size > MAX_HIDDEN:
+        return f"hidden_size {options.hidden_size} is more than {MAX_HIDDEN}"
+    if options.dim != 3:
+        return f"dim {options.dim}"
+    if any(hook for module in decoder.modules() for hook in (module._forward_hooks, module._forward_pre_hooks)):
+        return "the decoder has hooks"
+    dtypes = {parameter.dtype for parameter in decoder.parameters()}
+    if dtypes != {torch.float32}:
+        return f"weights of {', '.join(sorted(map(str, dtypes)))}"
+    dtypes = {values.dtype for values in features.values()}
+    if len(dtypes) != 1 or torch.float64 in dtypes:
+        return f"features of {', '.join(sorted(map(str, dtypes)))}"
+    return None
+
+
+def _weights(decoder: LocalDecoder) -> DecoderWeights:
+    parameters = dict(decoder.named_parameters())
+    tracked = not any(parameter.is_inference() for parameter in parameters.values())
+    # Tensors made in inference mode count no versions, so a change of theirs would go unseen.
+    fingerprint = tuple((each.data_ptr(), each._version) for each in parameters.values()) if tracked else ()
+    kept = _packed.get(decoder)
+    if kept is not None and tracked and kept[0] == fingerprint:
+        return kept[1]
+    tensors = {name: parameter.detach() for name, parameter in parameters.items()}
+    weights = DecoderWeights.from_tensors(tensors, leaky=decoder.options.leaky)
+    _packed[decoder] = (fingerprint, weights)
+    return weights
