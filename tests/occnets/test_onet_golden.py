@@ -67,6 +67,7 @@ def test_condition_and_logits(name: str) -> None:
         if "enc/c" in run.files:
             close(features["c"], run["enc/c"])
         close(logits, run["out/logits"])
+        close(model.decoder(query, features), run["out/logits"])  # without the fused kernel
         if "edge/points" in run.files:
             close(model(torch.from_numpy(run["edge/points"]), torch.from_numpy(run["edge/inputs"])), run["edge/logits"])
         if hasattr(model.decoder, "folded"):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from occnets.models import image_encoders, onet_decoders, onet_encoders
+from occnets.models.fused_conditional import fuse_conditional
 from occnets.models.latent import (
     LatentEncoder,
     LatentOptions,
@@ -99,7 +100,15 @@ class OccupancyNetwork(nn.Module):
         return {"c": c, "z": c.new_zeros((len(c), self.z_dim))}
 
     def decode(self, query: Tensor, features: Mapping[str, Tensor]) -> Tensor:
-        """Occupancy logits (B, M) at queries (B, M, 3)."""
+        """Occupancy logits (B, M) at queries (B, M, 3).
+
+        In inference (evaluation mode, gradients off) the fused kernel is used where it can take the decoder; see
+        :func:`occnets.models.fused_conditional.fuse_conditional`.
+        """
+        if not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            field = fuse_conditional(self.decoder, features)
+            if field is not None:
+                return field(query)
         return self.decoder(query, features)
 
     def forward(

@@ -82,10 +82,12 @@ class NormalizedDecoder(nn.Module):
     ``ends``.
 
     Attributes:
+        options: of the decoder.
         residual: layers form pairs, the second of which adds its output to what entered the first.
         leaks: slopes below zero of the last activation, and of the others.
     """
 
+    options: Any
     residual = True
     leaks: tuple[float, float] = (0.0, 0.0)
 
