@@ -91,10 +91,9 @@ def test_whole_model(name: str) -> None:
             occupancy = (hashed("occ", (2, 7), 0.0, 1.0) > 0.5).float()
             actual["mean"], actual["logstd"] = model.infer_latent(query(), occupancy, actual["c"])
         actual["logits"] = model.decode(query(), actual)
-        if hasattr(model.decoder, "folded"):
-            folded = model.decoder.folded(actual)
-            again = model.decoder.forward_folded(query(), *folded, model.decoder.offset(actual))
-            check(f"{name} folded", again, EXPECTED[name]["logits"])
+        folded = model.decoder.folded(actual)
+        again = model.decoder.forward_folded(query(), *folded, model.decoder.offset(actual))
+        check(f"{name} folded", again, EXPECTED[name]["logits"])
     for key, expected in EXPECTED[name].items():
         check(f"{name} {key}", actual[key], expected)
 

@@ -16,8 +16,6 @@ from occnets.models.fused_conditional import ConditionalField, fuse_conditional
 from occnets.models.onet import DECODERS, OccupancyNetwork
 from test_onet import shuffle
 
-NORMALIZED = [name for name in DECODERS if name != "simple"]
-
 
 def make(name: str = "cbatchnorm", **fields: Any) -> tuple[nn.Module, dict[str, Tensor]]:
     torch.manual_seed(0)
@@ -28,7 +26,7 @@ def make(name: str = "cbatchnorm", **fields: Any) -> tuple[nn.Module, dict[str, 
 
 @pytest.mark.parametrize("leaky", [False, True])
 @pytest.mark.parametrize("z_dim", [0, 4])
-@pytest.mark.parametrize("name", NORMALIZED)
+@pytest.mark.parametrize("name", DECODERS)
 def test_the_fused_field_is_the_decoder(name: str, z_dim: int, leaky: bool) -> None:
     decoder, features = make(name, z_dim=z_dim, **({} if name == "cbatchnorm2" else {"leaky": leaky}))
     features["z"] = features["z"][:, :z_dim]
@@ -106,7 +104,7 @@ def _training() -> tuple[nn.Module, dict[str, Tensor]]:
 @pytest.mark.parametrize(
     ("reason", "case"),
     [
-        ("FCDecoder has no fused form", lambda: make("simple")),
+        ("Linear has no fused form", lambda: (nn.Linear(3, 1), make()[1])),
         ("hidden_size 300 is more than 256", lambda: make(hidden_size=300)),
         ("dim 2", lambda: make(dim=2)),
         ("the decoder has hooks", _Hooked()),

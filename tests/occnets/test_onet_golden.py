@@ -70,9 +70,8 @@ def test_condition_and_logits(name: str) -> None:
         close(model.decoder(query, features), run["out/logits"])  # without the fused kernel
         if "edge/points" in run.files:
             close(model(torch.from_numpy(run["edge/points"]), torch.from_numpy(run["edge/inputs"])), run["edge/logits"])
-        if hasattr(model.decoder, "folded"):
-            scales, shifts = model.decoder.folded(features)
-            close(model.decoder.forward_folded(query, scales, shifts), run["out/logits"])
+        scales, shifts = model.decoder.folded(features)
+        close(model.decoder.forward_folded(query, scales, shifts, model.decoder.offset(features)), run["out/logits"])
 
 
 def test_image_features_before_the_linear_layer() -> None:

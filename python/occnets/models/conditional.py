@@ -69,6 +69,26 @@ class UnconditionalBatchNorm(nn.BatchNorm1d):
         return _fold(self.weight.expand(size), self.bias.expand(size), self)
 
 
+class NoNorm(nn.Module):
+    """The identity with the interface of :class:`ConditionalBatchNorm`.
+
+    Args:
+        channels: H.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Return (B, M, H) as it is."""
+        return x
+
+    def fold(self, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Ones and zeros, (B, H) each."""
+        return c.new_ones((len(c), self.channels)), c.new_zeros((len(c), self.channels))
+
+
 def _normalize(norm: Callable[[Tensor], Tensor], x: Tensor, training: bool) -> Tensor:
     """Batch norm of rows (B, M, H).
 

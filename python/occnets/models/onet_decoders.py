@@ -16,70 +16,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from occnets.models.blocks import ResnetBlockFC
-from occnets.models.conditional import ConditionalBatchNorm, UnconditionalBatchNorm
+from occnets.models.conditional import ConditionalBatchNorm, NoNorm, UnconditionalBatchNorm
 from occnets.models.options import make_options
 
 _BLOCKS = 5
 _LEAK = 0.2
 
 
-@dataclasses.dataclass(frozen=True)
-class FCOptions:
-    """Options of :class:`FCDecoder`; names and defaults are the family's.
-
-    Attributes:
-        dim: coordinates per query.
-        z_dim: channels of the latent code, 0 for none.
-        c_dim: channels of the condition, 0 for none.
-        hidden_size: channels of the residual blocks.
-        leaky: leaky ReLU (0.2) instead of ReLU before the last layer.
-    """
-
-    dim: int = 3
-    z_dim: int = 128
-    c_dim: int = 128
-    hidden_size: int = 128
-    leaky: bool = False
-
-
-class FCDecoder(nn.Module):
-    """Condition and latent code are added once, then five fully connected residual blocks (``simple``).
-
-    Args:
-        options: see :class:`FCOptions`; or give its fields as keywords.
-    """
-
-    def __init__(self, options: FCOptions | None = None, **fields: Any) -> None:
-        super().__init__()
-        o = make_options(FCOptions, fields, "FCDecoder") if options is None else options
-        self.options = o
-        self.fc_p = nn.Linear(o.dim, o.hidden_size)
-        if o.z_dim:
-            self.fc_z = nn.Linear(o.z_dim, o.hidden_size)
-        if o.c_dim:
-            self.fc_c = nn.Linear(o.c_dim, o.hidden_size)
-        for index in range(_BLOCKS):
-            self.add_module(f"block{index}", ResnetBlockFC(o.hidden_size))
-        self.fc_out = nn.Linear(o.hidden_size, 1)
-
-    def forward(self, query: Tensor, features: Mapping[str, Tensor]) -> Tensor:
-        """Map queries (B, M, 3) to logits (B, M)."""
-        net = self.fc_p(query)
-        if self.options.z_dim:
-            net = net + self.fc_z(features["z"]).unsqueeze(1)
-        if self.options.c_dim:
-            net = net + self.fc_c(features["c"]).unsqueeze(1)
-        for index in range(_BLOCKS):
-            net = self.get_submodule(f"block{index}")(net)
-        return self.fc_out(_activate(net, _LEAK if self.options.leaky else 0.0)).squeeze(-1)
-
-
 class NormalizedDecoder(nn.Module):
-    """What the decoders with batch norms share: norm, activation, layer, N times, then norm, activation, output.
+    """What the decoders share: norm, activation, layer, N times, then norm, activation, output.
 
-    The positional layer, the N square layers and the output are 1x1 convolutions, computed as matrix products of rows
-    (B, M, H). Subclasses create the layers under the family's names and return them from ``norms``, ``layers`` and
-    ``ends``.
+    The positional layer, the N square layers and the output are linear layers or 1x1 convolutions, both computed as
+    matrix products of rows (B, M, H). Subclasses create the layers under the family's names and return them from
+    ``norms``, ``layers`` and ``ends``.
 
     Attributes:
         options: of the decoder.
@@ -101,7 +50,7 @@ class NormalizedDecoder(nn.Module):
 
     def ends(self) -> tuple[nn.Module, nn.Module]:
         """The positional layer and the output layer."""
-        raise NotImplementedError
+        return self.fc_p, self.fc_out
 
     def condition(self, features: Mapping[str, Tensor]) -> Tensor:
         """What the norms are conditioned on, (B, C)."""
@@ -149,9 +98,9 @@ class NormalizedDecoder(nn.Module):
             ``residual``; and ``leaky``: leaky ReLU (0.2) before the output and, without ``residual``, everywhere.
         """
         first, last = self.ends()
-        weights = torch.stack([layer.weight.squeeze(-1) for layer in self.layers()])
+        weights = torch.stack([layer.weight.flatten(1) for layer in self.layers()])
         return {
-            "fc_p": (first.weight.squeeze(-1), first.bias),
+            "fc_p": (first.weight.flatten(1), first.bias),
             "layers": (weights, torch.stack([layer.bias for layer in self.layers()])),
             "fc_out": (last.weight.flatten(), last.bias.squeeze(0)),
             "residual": self.residual,
@@ -162,6 +111,59 @@ class NormalizedDecoder(nn.Module):
         """Logits (B, M) in evaluation mode, from what :meth:`folded` and :meth:`offset` returned."""
         scales, shifts = scales.unsqueeze(2), shifts.unsqueeze(2)
         return self._run(query, offset, lambda index, net: torch.addcmul(shifts[:, index], scales[:, index], net))
+
+
+@dataclasses.dataclass(frozen=True)
+class FCOptions:
+    """Options of :class:`FCDecoder`; names and defaults are the family's.
+
+    Attributes:
+        dim: coordinates per query.
+        z_dim: channels of the latent code, 0 for none.
+        c_dim: channels of the condition, 0 for none.
+        hidden_size: channels of the residual blocks.
+        leaky: leaky ReLU (0.2) instead of ReLU before the last layer.
+    """
+
+    dim: int = 3
+    z_dim: int = 128
+    c_dim: int = 128
+    hidden_size: int = 128
+    leaky: bool = False
+
+
+class FCDecoder(NormalizedDecoder):
+    """Condition and latent code are added once, then five fully connected residual blocks (``simple``); no norms.
+
+    Args:
+        options: see :class:`FCOptions`; or give its fields as keywords.
+    """
+
+    def __init__(self, options: FCOptions | None = None, **fields: Any) -> None:
+        super().__init__()
+        o = make_options(FCOptions, fields, "FCDecoder") if options is None else options
+        self.options = o
+        self.leaks = (_LEAK if o.leaky else 0.0, 0.0)
+        self.fc_p = nn.Linear(o.dim, o.hidden_size)
+        if o.z_dim:
+            self.fc_z = nn.Linear(o.z_dim, o.hidden_size)
+        if o.c_dim:
+            self.fc_c = nn.Linear(o.c_dim, o.hidden_size)
+        for index in range(_BLOCKS):
+            self.add_module(f"block{index}", ResnetBlockFC(o.hidden_size))
+        self.fc_out = nn.Linear(o.hidden_size, 1)
+
+    def norms(self) -> Sequence[nn.Module]:
+        """See :meth:`NormalizedDecoder.norms`."""
+        return [NoNorm(self.options.hidden_size)] * (2 * _BLOCKS + 1)
+
+    def layers(self) -> Sequence[nn.Module]:
+        """See :meth:`NormalizedDecoder.layers`."""
+        return _of_blocks(_numbered(self, "block"), "fc")
+
+    def offset(self, features: Mapping[str, Tensor]) -> Tensor | None:
+        """See :meth:`NormalizedDecoder.offset`."""
+        return _sum_of_codes(self, features)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,10 +228,6 @@ class CBNDecoder(NormalizedDecoder):
     def layers(self) -> Sequence[nn.Module]:
         """See :meth:`NormalizedDecoder.layers`."""
         return _of_blocks(_numbered(self, "block"), "fc")
-
-    def ends(self) -> tuple[nn.Module, nn.Module]:
-        """See :meth:`NormalizedDecoder.ends`."""
-        return self.fc_p, self.fc_out
 
     def offset(self, features: Mapping[str, Tensor]) -> Tensor | None:
         """See :meth:`NormalizedDecoder.offset`."""
@@ -331,10 +329,6 @@ class CBNPlainDecoder(NormalizedDecoder):
         """See :meth:`NormalizedDecoder.layers`."""
         return _numbered(self, "fc_")
 
-    def ends(self) -> tuple[nn.Module, nn.Module]:
-        """See :meth:`NormalizedDecoder.ends`."""
-        return self.fc_p, self.fc_out
-
     def offset(self, features: Mapping[str, Tensor]) -> Tensor | None:
         """See :meth:`NormalizedDecoder.offset`."""
         return self.fc_z(features["z"]) if self.options.z_dim else None
@@ -371,16 +365,15 @@ class BNDecoder(NormalizedDecoder):
         """See :meth:`NormalizedDecoder.layers`."""
         return _of_blocks(_numbered(self, "block"), "fc")
 
-    def ends(self) -> tuple[nn.Module, nn.Module]:
-        """See :meth:`NormalizedDecoder.ends`."""
-        return self.fc_p, self.fc_out
-
     def offset(self, features: Mapping[str, Tensor]) -> Tensor | None:
         """See :meth:`NormalizedDecoder.offset`."""
-        o = self.options
-        parts = [self.fc_z(features["z"])] if o.z_dim else []
-        parts += [self.fc_c(features["c"])] if o.c_dim else []
-        return sum(parts[1:], parts[0]) if parts else None
+        return _sum_of_codes(self, features)
+
+
+def _sum_of_codes(decoder: nn.Module, features: Mapping[str, Tensor]) -> Tensor | None:
+    parts = [decoder.fc_z(features["z"])] if decoder.options.z_dim else []
+    parts += [decoder.fc_c(features["c"])] if decoder.options.c_dim else []
+    return sum(parts[1:], parts[0]) if parts else None
 
 
 def _numbered(module: nn.Module, prefix: str, count: int = _BLOCKS) -> list[nn.Module]:
@@ -396,5 +389,5 @@ def _activate(x: Tensor, leak: float) -> Tensor:
 
 
 def _rows(layer: nn.Module, x: Tensor) -> Tensor:
-    """A 1x1 convolution of rows (B, M, K)."""
-    return functional.linear(x, layer.weight.squeeze(-1), layer.bias)
+    """A linear layer or 1x1 convolution of rows (B, M, K)."""
+    return functional.linear(x, layer.weight.flatten(1), layer.bias)
