@@ -11,6 +11,8 @@
 #include "cpu/bins.h"
 #include "cpu/decode.h"
 #include "cpu/marching_cubes.h"
+#include "cpu/marching_cubes_sparse.h"
+#include "cpu/octree.h"
 #include "cpu/pool.h"
 #include "cpu/sample.h"
 #if defined(OCC_WITH_CUDA)
@@ -53,6 +55,23 @@ PYBIND11_MODULE(_C, m) {
   m.def("sort_bins_cpu", entry(&occ::cpu::sort_bins));
   m.def("marching_cubes_count_cpu", entry(&occ::cpu::marching_cubes_count));
   m.def("marching_cubes_emit_cpu", entry(&occ::cpu::marching_cubes_emit));
+  m.def("marching_cubes_gather_cpu", entry(&occ::cpu::marching_cubes_gather));
+  m.def("marching_cubes_sparse_count_cpu", entry(&occ::cpu::marching_cubes_sparse_count));
+  m.def("marching_cubes_sparse_emit_cpu", entry(&occ::cpu::marching_cubes_sparse_emit));
+  m.def("octree_start_cpu", entry(&occ::cpu::octree_start));
+  m.def("octree_count_cpu", entry(&occ::cpu::octree_count));
+  m.def("octree_list_cpu", entry(&occ::cpu::octree_list));
+  m.def("octree_take_cpu", entry(&occ::cpu::octree_take));
+  m.def("octree_hang_cpu", entry(&occ::cpu::octree_hang));
+  m.def("octree_seed_cpu", entry(&occ::cpu::octree_seed));
+  m.def("octree_mark_cpu", entry(&occ::cpu::octree_mark));
+  m.def("octree_activate_cpu", entry(&occ::cpu::octree_activate));
+  m.def("octree_children_cpu", entry(&occ::cpu::octree_children));
+  m.def("octree_split_cpu", entry(&occ::cpu::octree_split));
+  m.def("octree_add_coarse_cpu", entry(&occ::cpu::octree_add_coarse));
+  m.def("octree_dense_cpu", entry(&occ::cpu::octree_dense));
+  m.def("octree_fill_cpu", entry(&occ::cpu::octree_fill));
+  m.def("marching_cubes_sparse_gather_cpu", entry(&occ::cpu::marching_cubes_sparse_gather));
   m.def("local_pool_max_cpu", entry(&occ::cpu::local_pool_max));
   m.def("local_pool_mean_cpu", entry(&occ::cpu::local_pool_mean));
   m.def("scatter_cells_cpu", entry(&occ::cpu::scatter_cells));

@@ -15,7 +15,9 @@ from occkernels.reference_decode import decode_bricks as decode_bricks
 from occkernels.reference_decode import decode_conditional as decode_conditional
 from occkernels.reference_decode import decode_with_gradient as decode_with_gradient
 from occkernels.reference_decode import fold_conditional_norm as fold_conditional_norm
+from occkernels.reference_extract import extract as extract
 from occkernels.reference_mc import marching_cubes as marching_cubes
+from occkernels.reference_mc_sparse import marching_cubes_sparse as marching_cubes_sparse
 
 _AXES = dict(zip(PLANES, ((0, 2), (0, 1), (1, 2)), strict=True))
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from occkernels._marching_cubes_table import CASES
-from occkernels.mesh import MeshBatch, check_extraction, refuse_nan
+from occkernels.mesh import MeshBatch, check_attributes, check_extraction, refuse_nan, visible_margin
 
 
 def marching_cubes(
@@ -16,29 +16,36 @@ def marching_cubes(
     level: float = 0.0,
     *,
     normals: bool = False,
+    attributes: Tensor | None = None,  # (B, X, Y, Z, A) or (X, Y, Z, A)
     edge_margin: float = 1e-4,
     pad_value: float | None = None,
 ) -> MeshBatch:
     """Twin of :func:`occkernels.marching_cubes`, same arguments, result and order of vertices and faces."""
     check_extraction(volume, level, edge_margin, pad_value)
+    check_attributes("marching_cubes", attributes, volume)
     refuse_nan(volume)
-    values = volume.detach() if volume.dim() == 4 else volume.detach()[None]
+    values = volume if volume.dim() == 4 else volume[None]
     values = values.to(torch.float64 if volume.dtype == torch.float64 else torch.float32)
     pad = int(pad_value is not None and values.numel() > 0)
     if pad:
         values = F.pad(values, (1, 1, 1, 1, 1, 1), value=pad_value)
     bound = torch.tensor(level, dtype=values.dtype, device=values.device)
     inside = values > bound
+    margin = visible_margin(edge_margin, max(volume.shape[-3:]), values.dtype)
     # A crossed edge's key is 3 * (its lower node, row-major) + axis: sorted keys are the order of the vertices.
     keys = crossed_edges(inside)
     starts = torch.arange(values.shape[0] + 1, device=values.device) * (3 * inside[:1].numel())
     vertex_offsets = torch.searchsorted(keys, starts)
-    faces, face_offsets = triangles(inside, keys)
-    vertices = place(values, keys, bound, edge_margin, pad)
-    directions = outward(values, keys, bound, edge_margin) if normals else None
+    faces, _, face_offsets = triangles(inside, keys)
+    vertices = place(values, keys, bound, margin, pad)
+    directions = outward(values.detach(), keys, bound, margin) if normals else None
     mesh = torch.repeat_interleave(torch.arange(values.shape[0], device=values.device), face_offsets.diff())
     faces = faces - vertex_offsets[mesh, None]
-    return MeshBatch(vertices, faces, vertex_offsets, face_offsets, directions)
+    carried = None
+    if attributes is not None:
+        nodes = attributes if volume.dim() == 4 else attributes[None]
+        carried = carry(nodes, values, keys, bound, margin)
+    return MeshBatch(vertices, faces, vertex_offsets, face_offsets, directions, carried)
 
 
 def crossed_edges(inside: Tensor) -> Tensor:
@@ -50,19 +57,21 @@ def crossed_edges(inside: Tensor) -> Tensor:
     return crossed.flatten().nonzero().flatten()
 
 
-def triangles(inside: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Faces (F, 3) as ranks in ``keys``, sorted by cell, and the (B + 1,) first face of each volume."""
+def triangles(inside: Tensor, keys: Tensor, complete: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Faces (F, 3) as ranks in ``keys``, sorted by cell; the lowest node of each face's cell; and the (B + 1,) first
+    face of each volume. ``complete`` (B, X - 1, Y - 1, Z - 1) says which cells hold any."""
     batch, nx, ny, nz = inside.shape
     device = inside.device
     if min(nx, ny, nz) < 2:
         empty = torch.zeros(batch + 1, dtype=torch.int64, device=device)
-        return empty.new_zeros((0, 3)), empty
+        return empty.new_zeros((0, 3)), empty[:0], empty
     code = torch.zeros((batch, nx - 1, ny - 1, nz - 1), dtype=torch.uint8, device=device)
     for corner in range(8):
         dx, dy, dz = corner >> 2, corner >> 1 & 1, corner & 1
         part = inside[:, dx : nx - 1 + dx, dy : ny - 1 + dy, dz : nz - 1 + dz]
         code |= part.to(torch.uint8) << corner
-    cells = ((code != 0) & (code != 255)).nonzero()
+    active = (code != 0) & (code != 255)
+    cells = (active if complete is None else active & complete).nonzero()
     case = code[tuple(cells.T)].long()
     counts, edges = case_table(device)
     count = counts[case]
@@ -73,7 +82,8 @@ def triangles(inside: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     edge = edges[case[owner], slot]
     strides = torch.tensor([nx * ny * nz, ny * nz, nz, 1], device=device)
     node = (cells * strides).sum(1)
-    return torch.searchsorted(keys, 3 * node[owner, None] + edge_keys(strides)[edge]), face_offsets
+    faces = torch.searchsorted(keys, 3 * node[owner, None] + edge_keys(strides)[edge])
+    return faces, node[owner], face_offsets
 
 
 def case_table(device: torch.device) -> tuple[Tensor, Tensor]:
@@ -107,15 +117,33 @@ def place(values: Tensor, keys: Tensor, level: Tensor, edge_margin: float, pad: 
     return (low[:, 1:] - pad).to(values.dtype) + step * t[:, None]
 
 
+def carry(attributes: Tensor, values: Tensor, keys: Tensor, level: Tensor, edge_margin: float) -> Tensor:
+    """Attributes (V, A) along the edges; a node of the padding takes those of the edge's other node."""
+    low, high, _ = ends(values, keys)
+    t = crossing(values[tuple(low.T)], values[tuple(high.T)], level, edge_margin)[:, None]
+    size = torch.tensor(attributes.shape[:4], device=low.device)
+    shift = torch.div(torch.tensor(values.shape, device=low.device) - size, 2, rounding_mode="floor")
+    zero = torch.zeros_like(size)
+    first, second = (
+        attributes[tuple((node - shift).clamp(zero, (size - 1).clamp(min=0)).T)].to(values.dtype)
+        for node in (low, high)
+    )
+    return first * (1 - t) + second * t
+
+
 def outward(values: Tensor, keys: Tensor, level: Tensor, edge_margin: float) -> Tensor:
     """Outward unit normals (V, 3)."""
     low, high, step = ends(values, keys)
     a, b = values[tuple(low.T)], values[tuple(high.T)]
     t = crossing(a, b, level, edge_margin)[:, None]
-    slope = gradient(values, low) * (1 - t) + gradient(values, high) * t
+    return normalized(gradient(values, low) * (1 - t) + gradient(values, high) * t, step, b > a)
+
+
+def normalized(slope: Tensor, step: Tensor, rising: Tensor) -> Tensor:
+    """Unit vectors against the slopes (V, 3) of edges along ``step``; ``rising`` edges end inside."""
     size = slope.abs().amax(1, keepdim=True)
     # A flat slope (as in a checkerboard) still has an outside: along the edge, away from its inside node.
-    slope = torch.where(size > 0, slope / torch.where(size > 0, size, 1), step * torch.where(b > a, 1, -1)[:, None])
+    slope = torch.where(size > 0, slope / torch.where(size > 0, size, 1), step * torch.where(rising, 1, -1)[:, None])
     return -slope / slope.square().sum(1, keepdim=True).sqrt()
 
 
@@ -124,9 +152,11 @@ def crossing(a: Tensor, b: Tensor, level: Tensor, edge_margin: float) -> Tensor:
 
     An infinite value draws nothing towards itself: the crossing sits at the finite end, or half-way between two.
     """
-    t = (level - a) / (b - a)
-    halves = (level * 0.5 - a * 0.5) / (b * 0.5 - a * 0.5)  # where b - a overflows
-    t = torch.where((b - a).isinf(), halves, t)
+    finite = a.isfinite() & b.isfinite()
+    low, high = torch.where(finite, a, 0), torch.where(finite, b, 1)  # keeps NaN out of the derivatives
+    t = (level - low) / (high - low)
+    halves = (level * 0.5 - low * 0.5) / (high * 0.5 - low * 0.5)  # where b - a overflows
+    t = torch.where((high - low).isinf(), halves.detach(), t)
     t = torch.where(a.isinf(), torch.where(b.isinf(), 0.5, 1.0), torch.where(b.isinf(), 0.0, t)).to(a.dtype)
     margin = torch.tensor(edge_margin, dtype=a.dtype, device=a.device)
     return torch.minimum(torch.maximum(t, margin), 1 - margin)

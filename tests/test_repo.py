@@ -24,6 +24,7 @@ FOUNDATIONS = {
     "mesh",
     "_marching_cubes_table",
     "sparse",
+    "extract_options",
     "decode_weights",
 }  # what every operator family may use
 
@@ -57,6 +58,7 @@ def starts(names: set[str], *prefixes: str) -> set[str]:
 
 def test_operator_families_do_not_import_each_other_or_the_reference() -> None:
     family = {path.stem for path in PACKAGES["occkernels"].glob("*.py")} - FOUNDATIONS - {"__init__", "info", "testing"}
+    family -= {"extract"}  # drives the octree and marching cubes
     for path in PACKAGES["occkernels"].glob("*.py"):
         if path.stem not in family:
             continue
@@ -69,7 +71,9 @@ def test_reference_needs_torch_only() -> None:
     for path in PACKAGES["occkernels"].glob("reference*.py"):
         allowed = ("torch", "occkernels.layout", "occkernels.reference", "__future__", "typing", "itertools", "math")
         allowed += ("collections", "functools", "dataclasses")
-        allowed += ("occkernels.mesh", "occkernels._marching_cubes_table", "occkernels.reference_mc")
+        allowed += ("occkernels.mesh", "occkernels._marching_cubes_table", "occkernels.sparse")
+        allowed += ("occkernels.reference_mc", "occkernels.reference_mc_sparse")
+        allowed += ("occkernels.reference_octree", "occkernels.reference_extract", "occkernels.extract_options")
         allowed += ("occkernels.decode_weights", "occkernels.reference_decode")
         extra = imports_of(path) - starts(imports_of(path), *allowed) - {"occkernels"}
         assert not extra, (path, extra)

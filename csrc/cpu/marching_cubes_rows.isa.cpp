@@ -1,65 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include "cpu/marching_cubes_rows.h"
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
 #include "common/types.h"
+#include "cpu/marching_cubes_pack.h"
 
 namespace occ::cpu {
 namespace OCC_ISA {
 namespace {
-
-#if defined(__AVX2__)
-inline __m256 load_lanes(const float* source) { return _mm256_loadu_ps(source); }
-inline __m256d load_lanes(const double* source) { return _mm256_loadu_pd(source); }
-inline __m256 load_lanes(const half_t* source) {
-  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source)));
-}
-inline __m256 load_lanes(const bf16_t* source) {
-  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
-}
-inline __m256 broadcast(float value) { return _mm256_set1_ps(value); }
-inline __m256d broadcast(double value) { return _mm256_set1_pd(value); }
-inline unsigned greater(__m256 a, __m256 b) {
-  return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)));
-}
-inline unsigned greater(__m256d a, __m256d b) {
-  return static_cast<unsigned>(_mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_GT_OQ)));
-}
-inline __m256 add_nan(__m256 seen, __m256 v) { return _mm256_or_ps(seen, _mm256_cmp_ps(v, v, _CMP_UNORD_Q)); }
-inline __m256d add_nan(__m256d seen, __m256d v) { return _mm256_or_pd(seen, _mm256_cmp_pd(v, v, _CMP_UNORD_Q)); }
-inline bool any(__m256 mask) { return _mm256_movemask_ps(mask) != 0; }
-inline bool any(__m256d mask) { return _mm256_movemask_pd(mask) != 0; }
-#endif
-
-// Signs of up to 64 consecutive values. NaN is looked for on the way, where it costs nothing: the loop waits for
-// memory.
-template <class T>
-uint64_t pack(const T* values, int count, acc_t<T> level, bool& nan) {
-  using S = acc_t<T>;
-  uint64_t bits = 0;
-  int i = 0;
-#if defined(__AVX2__)
-  constexpr int kLanes = 32 / static_cast<int>(sizeof(S));
-  const auto bound = broadcast(level);
-  auto seen = broadcast(S(0));
-  for (; i + kLanes <= count; i += kLanes) {
-    const auto lanes = load_lanes(values + i);
-    bits |= static_cast<uint64_t>(greater(lanes, bound)) << i;
-    seen = add_nan(seen, lanes);
-  }
-  nan |= any(seen);
-#endif
-  for (; i < count; ++i) {
-    const S value = static_cast<S>(values[i]);
-    bits |= static_cast<uint64_t>(value > level) << i;
-    nan |= value != value;
-  }
-  return bits;
-}
 
 template <class T>
 void pack_typed(const mc::Volume& volume, const mc::SignGrid& grid, int64_t* nan, int64_t begin, int64_t end) {
@@ -89,7 +36,7 @@ void pack_typed(const mc::Volume& volume, const mc::SignGrid& grid, int64_t* nan
         const int count = to > from ? static_cast<int>(to - from) : 0;
         if (count > 0) {
           const uint64_t covered = (count == 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1) << shift;
-          bits = (outside & ~covered) | pack(values + from, count, level, found) << shift;
+          bits = (outside & ~covered) | mc::pack(values + from, count, level, found) << shift;
         }
       }
       const int64_t nodes = last - 64 * w;

@@ -224,8 +224,18 @@ struct Field {
         pad(volume.pad),
         outside(static_cast<S>(volume.pad_value)) {}
 
+  OCC_HD bool is_padding(int64_t x, int64_t y, int64_t z) const {
+    return pad != 0 && (x == 0 || y == 0 || z == 0 || x + 1 == nx || y + 1 == ny || z + 1 == nz);
+  }
+
+  // Place of a node of volume b among those of all volumes stored without gaps, -1 if it is padding.
+  OCC_HD int64_t element(int64_t b, int64_t x, int64_t y, int64_t z) const {
+    if (is_padding(x, y, z)) return -1;
+    return ((b * (nx - 2 * pad) + x - pad) * (ny - 2 * pad) + y - pad) * (nz - 2 * pad) + z - pad;
+  }
+
   OCC_HD S operator()(int64_t x, int64_t y, int64_t z) const {
-    if (pad != 0 && (x == 0 || y == 0 || z == 0 || x + 1 == nx || y + 1 == ny || z + 1 == nz)) return outside;
+    if (is_padding(x, y, z)) return outside;
     return static_cast<S>(data[(x - pad) * stride_x + (y - pad) * stride_y + (z - pad)]);
   }
 };
@@ -248,11 +258,27 @@ OCC_HD inline void gradient(const Field<T>& field, int64_t x, int64_t y, int64_t
   out[2] = difference(field(x, y, z0), field(x, y, z1), z1 - z0);
 }
 
+// Outward unit normal of a vertex at `t` of an edge along `axis`, from the slopes at the edge's nodes. `rising`: the
+// upper node has the greater value.
+template <class S>
+OCC_HD inline void outward_normal(S from[3], const S to[3], S t, int axis, bool rising, S normal[3]) {
+  S largest = 0;
+  for (int i = 0; i < 3; ++i) {
+    from[i] = from[i] * (S(1) - t) + to[i] * t;
+    const S size = from[i] < S(0) ? -from[i] : from[i];
+    largest = size > largest ? size : largest;
+  }
+  // A flat slope (as in a checkerboard) still has an outside: along the edge, away from its inside node.
+  for (int i = 0; i < 3; ++i) from[i] = largest > S(0) ? from[i] / largest : S(i == axis ? (rising ? 1 : -1) : 0);
+  const S length = std::sqrt(from[0] * from[0] + from[1] * from[1] + from[2] * from[2]);
+  for (int i = 0; i < 3; ++i) normal[i] = -from[i] / length;
+}
+
 // The vertex on the edge that leaves node (x, y, z) along `axis`: its position in index units (0 is the first node that
-// is not padding) and, unless null, the outward unit normal.
+// is not padding) and, unless null, the outward unit normal. Returns where on the edge it lies.
 template <class T>
-OCC_HD inline void place_vertex(const Field<T>& field, const int64_t node[3], int axis, acc_t<T> level, acc_t<T> margin,
-                                acc_t<T> position[3], acc_t<T>* normal) {
+OCC_HD inline acc_t<T> place_vertex(const Field<T>& field, const int64_t node[3], int axis, acc_t<T> level,
+                                    acc_t<T> margin, acc_t<T> position[3], acc_t<T>* normal) {
   using S = acc_t<T>;
   const int64_t end[3] = {node[0] + (axis == 0), node[1] + (axis == 1), node[2] + (axis == 2)};
   const S a = field(node[0], node[1], node[2]);
@@ -262,20 +288,12 @@ OCC_HD inline void place_vertex(const Field<T>& field, const int64_t node[3], in
     const S whole = static_cast<S>(node[i] - field.pad);
     position[i] = i == axis ? whole + t : whole;
   }
-  if (normal == nullptr) return;
+  if (normal == nullptr) return t;
   S from[3], to[3];
   gradient(field, node[0], node[1], node[2], from);
   gradient(field, end[0], end[1], end[2], to);
-  S largest = 0;
-  for (int i = 0; i < 3; ++i) {
-    from[i] = from[i] * (S(1) - t) + to[i] * t;
-    const S size = from[i] < S(0) ? -from[i] : from[i];
-    largest = size > largest ? size : largest;
-  }
-  // A flat slope (as in a checkerboard) still has an outside: along the edge, away from its inside node.
-  for (int i = 0; i < 3; ++i) from[i] = largest > S(0) ? from[i] / largest : S(i == axis ? (b > a ? 1 : -1) : 0);
-  const S length = std::sqrt(from[0] * from[0] + from[1] * from[1] + from[2] * from[2]);
-  for (int i = 0; i < 3; ++i) normal[i] = -from[i] / length;
+  outward_normal(from, to, t, axis, b > a, normal);
+  return t;
 }
 
 OCC_END_SHARED

@@ -41,12 +41,12 @@ def find_parts(vertices: NDArray, faces: NDArray) -> Parts:
     of_vertex = connected_components(graph, directed=False)[1]
     labels = np.unique(of_vertex[faces[:, 0]], return_inverse=True)[1].astype(np.int64).reshape(-1)
     counts = np.bincount(labels)
-    volumes = np.bincount(labels, weights=_signed_volumes(vertices, faces))
+    volumes = np.bincount(labels, weights=signed_volumes(vertices, faces))
     return Parts(labels, volumes, counts)
 
 
-def _signed_volumes(vertices: NDArray, faces: NDArray) -> NDArray[np.float64]:
-    """Volume of the tetrahedron of each face and the centre; the sum over a closed part is its volume."""
+def signed_volumes(vertices: NDArray, faces: NDArray) -> NDArray[np.float64]:
+    """(F,) volume of the tetrahedron of each face and the centre; the sum over a closed part is its volume."""
     centre = (vertices.min(axis=0) + vertices.max(axis=0)) / 2
     a, b, c = ((vertices - centre)[faces[:, i]] for i in range(3))
     return np.einsum("nd,nd->n", a, np.cross(b, c)) / 6.0
