@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import occnets
 from occnets.about import print_models
 from occnets.config import load_config
+from occnets.memory import query_bytes
 from occnets.models import build_model
 from occnets.models.conv_encoders import Pix2MeshEncoder, PSGNEncoder, R2N2Encoder, R2N2ResidualEncoder
 from occnets.models.image_encoders import ImageEncoder, ImagePyramidEncoder, PosedImageEncoder
@@ -121,6 +122,15 @@ def test_legacy_names_change_nothing_but_the_names() -> None:
     )
     query, features = torch.rand(2, 7, 3), {"c": torch.randn(2, 6)}
     assert torch.equal(old.eval()(query, features), new(query, features))
+
+
+def test_the_memory_of_a_query_counts_its_convolutions() -> None:
+    with torch.device("meta"):
+        narrow, wide = (
+            build_model(config(encoder="pointnet_simple", decoder="cbatchnorm", decoder_kwargs={"hidden_size": size}))
+            for size in (64, 256)
+        )
+    assert query_bytes(wide) == 4 * query_bytes(narrow) >= 4 * 256
 
 
 def test_new_conditional_decoder_ignores_its_condition() -> None:
