@@ -70,7 +70,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("octree_split_cpu", entry(&occ::cpu::octree_split));
   m.def("octree_add_coarse_cpu", entry(&occ::cpu::octree_add_coarse));
   m.def("octree_dense_cpu", entry(&occ::cpu::octree_dense));
-  m.def("octree_fill_cpu", entry(&occ::cpu::octree_fill));
   m.def("marching_cubes_sparse_gather_cpu", entry(&occ::cpu::marching_cubes_sparse_gather));
   m.def("local_pool_max_cpu", entry(&occ::cpu::local_pool_max));
   m.def("local_pool_mean_cpu", entry(&occ::cpu::local_pool_mean));

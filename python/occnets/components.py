@@ -48,8 +48,12 @@ def find_parts(vertices: NDArray, faces: NDArray) -> Parts:
 def signed_volumes(vertices: NDArray, faces: NDArray) -> NDArray[np.float64]:
     """(F,) volume of the tetrahedron of each face and the centre; the sum over a closed part is its volume."""
     centre = (vertices.min(axis=0) + vertices.max(axis=0)) / 2
-    a, b, c = ((vertices - centre)[faces[:, i]] for i in range(3))
-    return np.einsum("nd,nd->n", a, np.cross(b, c)) / 6.0
+    # Coordinate by coordinate: several times faster than rows of three on a mesh of millions of faces.
+    x, y, z = ((vertices[:, axis] - centre[axis])[faces.T] for axis in range(3))
+    volume = x[0] * (y[1] * z[2] - z[1] * y[2])
+    volume += y[0] * (z[1] * x[2] - x[1] * z[2])
+    volume += z[0] * (x[1] * y[2] - y[1] * x[2])
+    return volume / 6.0
 
 
 def kept_faces(vertices: NDArray, faces: NDArray, parts: Parts, mode: str) -> NDArray[np.bool_]:
