@@ -232,13 +232,7 @@ class _Call:
     def constants(self) -> tuple[list[int], float, list[int], float, int]:
         mask, dynamic, side, deep, cells, padding = self.layout.spec()
         sizes = [self.weights.hidden, self.weights.depth]
-        return (
-            sizes,
-            self.weights.leak,
-            [mask, dynamic, side, deep, int(cells), int(self.concat)],
-            padding,
-            self.precision,
-        )
+        return sizes, self.weights.leak, [mask, dynamic, side, deep, int(cells), int(self.concat)], padding, self.precision
 
     def run(self, gradient: bool) -> tuple[Tensor, Tensor]:
         reversed_weights = self.weights.reversed if gradient else None

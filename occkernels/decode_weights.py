@@ -164,9 +164,7 @@ class ConditionalWeights:
         _check_pair("ConditionalWeights", "layers", self.layers, (self.count, self.hidden, self.hidden), self.fc_p[0])
         _check_pair("ConditionalWeights", "fc_out", self.fc_out, (self.hidden,), self.fc_p[0])
         if self.residual and self.count % 2:
-            raise ValueError(
-                f"ConditionalWeights: residual layers form pairs, so their number is even, not {self.count}."
-            )
+            raise ValueError(f"ConditionalWeights: residual layers form pairs, so their number is even, not {self.count}.")
 
     @property
     def hidden(self) -> int:

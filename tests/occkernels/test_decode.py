@@ -61,10 +61,7 @@ def make_weights(hidden: int, features: int, depth: int, **options: Any) -> Deco
 
 
 def make_case(
-    layout: FeatureLayout,
-    network: tuple[int, int, int] = (32, 32, 5),
-    shape: tuple[int, int] = (2, 131),
-    **options: Any,
+    layout: FeatureLayout, network: tuple[int, int, int] = (32, 32, 5), shape: tuple[int, int] = (2, 131), **options: Any
 ) -> Case:
     """Random features and queries; queries reach beyond the cube."""
     (batch, count), (hidden, channels, depth) = shape, network
@@ -243,9 +240,7 @@ def test_conditional_decoder_depends_on_the_query_alone(device: str) -> None:
     query, *rest = make_conditional(64, 4, 1, queries=900, device=device)
     whole = occ.decode_conditional(query, *rest)
     for start, size in ((0, 1), (95, 300), (899, 1)):
-        assert torch.equal(
-            occ.decode_conditional(query[:, start : start + size], *rest), whole[:, start : start + size]
-        )
+        assert torch.equal(occ.decode_conditional(query[:, start : start + size], *rest), whole[:, start : start + size])
 
 
 def test_folded_norm_is_batch_norm() -> None:
