@@ -193,9 +193,7 @@ def brick_pair(layout: FeatureLayout, resolution: int) -> tuple[Run, Run]:
     """Two hundred whole bricks of a lattice, theirs at the same nodes."""
     inputs = Inputs(layout)
     places = torch.randint(resolution // 8, (200, 3), dtype=torch.int32) * 8
-    bricks = QueryBricks(
-        torch.zeros(200, dtype=torch.int64), places, torch.full((200, 8), -1), 1.1 / resolution, -0.55
-    )
+    bricks = QueryBricks(torch.zeros(200, dtype=torch.int64), places, torch.full((200, 8), -1), 1.1 / resolution, -0.55)
     nodes = places[:, None] + torch.cartesian_prod(*[torch.arange(8)] * 3)
     query = (-0.55 + 1.1 / resolution * nodes.double()).float().view(1, -1, 3)
 
@@ -268,7 +266,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", default="", help="cases whose name contains this")
-    parser.add_argument("--cpu-time", action="store_true", help="processor time, for a machine that does other work too")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="processor time, for a machine that does other work too"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"{'case':34}{'torch ms':>20}{'ours ms':>18}{'ratio':>16}   median (least)")

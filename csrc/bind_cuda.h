@@ -4,6 +4,8 @@
 
 #include "bind.h"
 #include "cuda/bins.h"
+#include "cuda/decode.h"
+#include "cuda/marching_cubes.h"
 #include "cuda/octree.h"
 #include "cuda/pool.h"
 #include "cuda/sample.h"
@@ -25,6 +27,12 @@ inline void bind_cuda(pybind11::module_& m) {
   m.def("octree_split_cuda", entry(&occ::cuda::octree_split));
   m.def("octree_add_coarse_cuda", entry(&occ::cuda::octree_add_coarse));
   m.def("octree_dense_cuda", entry(&occ::cuda::octree_dense));
+  m.def("marching_cubes_count_cuda", entry(&occ::cuda::marching_cubes_count));
+  m.def("marching_cubes_emit_cuda", entry(&occ::cuda::marching_cubes_emit));
+  m.def("marching_cubes_gather_cuda", entry(&occ::cuda::marching_cubes_gather));
+  m.def("marching_cubes_sparse_count_cuda", entry(&occ::cuda::marching_cubes_sparse_count));
+  m.def("marching_cubes_sparse_emit_cuda", entry(&occ::cuda::marching_cubes_sparse_emit));
+  m.def("marching_cubes_sparse_gather_cuda", entry(&occ::cuda::marching_cubes_sparse_gather));
   m.def("local_pool_max_cuda", entry(&occ::cuda::local_pool_max));
   m.def("local_pool_mean_cuda", entry(&occ::cuda::local_pool_mean));
   m.def("scatter_cells_cuda", entry(&occ::cuda::scatter_cells));
@@ -35,4 +43,7 @@ inline void bind_cuda(pybind11::module_& m) {
   m.def("sample_contract_cuda", entry(&occ::cuda::sample_contract));
   m.def("sample_index_cuda", entry(&occ::cuda::sample_index));
   m.def("sample_scatter_cuda", entry(&occ::cuda::sample_scatter));
+  m.def("decode_cuda", entry(&occ::cuda::decode));
+  m.def("decode_bricks_cuda", entry(&occ::cuda::decode_bricks));
+  m.def("decode_conditional_cuda", entry(&occ::cuda::decode_conditional));
 }

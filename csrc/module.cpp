@@ -55,6 +55,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("sort_bins_cpu", entry(&occ::cpu::sort_bins));
   m.def("marching_cubes_count_cpu", entry(&occ::cpu::marching_cubes_count));
   m.def("marching_cubes_emit_cpu", entry(&occ::cpu::marching_cubes_emit));
+  m.def("marching_cubes_gather_cpu", entry(&occ::cpu::marching_cubes_gather));
   m.def("marching_cubes_sparse_count_cpu", entry(&occ::cpu::marching_cubes_sparse_count));
   m.def("marching_cubes_sparse_emit_cpu", entry(&occ::cpu::marching_cubes_sparse_emit));
   m.def("octree_start_cpu", entry(&occ::cpu::octree_start));
@@ -69,6 +70,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("octree_split_cpu", entry(&occ::cpu::octree_split));
   m.def("octree_add_coarse_cpu", entry(&occ::cpu::octree_add_coarse));
   m.def("octree_dense_cpu", entry(&occ::cpu::octree_dense));
+  m.def("marching_cubes_sparse_gather_cpu", entry(&occ::cpu::marching_cubes_sparse_gather));
   m.def("local_pool_max_cpu", entry(&occ::cpu::local_pool_max));
   m.def("local_pool_mean_cpu", entry(&occ::cpu::local_pool_mean));
   m.def("scatter_cells_cpu", entry(&occ::cpu::scatter_cells));

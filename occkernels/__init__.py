@@ -39,6 +39,7 @@ __all__ = [
     "decode_with_gradient",
     "extract",
     "fold_conditional_norm",
+    "extract",
     "has_cuda",
     "local_pool",
     "marching_cubes",

@@ -4,13 +4,22 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from occkernels._native import call, dtype_code
 from occkernels._registry import define
-from occkernels.mesh import MeshBatch, check_sparse_extraction, coordinate_dtype, visible_margin
+from occkernels.mesh import (
+    SCAN_TILE,
+    MeshBatch,
+    check_attributes,
+    check_sparse_extraction,
+    coordinate_dtype,
+    refuse_keys,
+    visible_margin,
+)
 from occkernels.sparse import BRICK, SparseVolume
 
 NEIGHBOURS = 14
@@ -23,6 +32,7 @@ def marching_cubes_sparse(
     level: float = 0.0,
     *,
     normals: bool = False,
+    attributes: Tensor | None = None,  # (K, 8, 8, 8, A)
     edge_margin: float = 1e-4,
     pad_value: float | None = None,
 ) -> MeshBatch:
@@ -31,7 +41,8 @@ def marching_cubes_sparse(
     The vertices and triangles are those of :func:`occkernels.marching_cubes` on ``volume.to_dense()``, bit for bit, in
     another order, in every cell whose eight corners are known. Other cells hold no triangle, so the surface is open
     where it leaves the known nodes; and an edge carries a vertex only if one of its cells is complete, so every vertex
-    belongs to a triangle. Nothing of the size of the lattice is ever stored.
+    belongs to a triangle. Nothing of the size of the lattice is ever stored. Differentiable once in ``volume.values``
+    and ``attributes``, as the dense form is.
 
     Vertices are sorted by the brick that holds the lower node of their edge (by its key), then by that node within the
     brick (row-major), then by axis; triangles by brick, cell and table. The result is the same for any number of
@@ -44,6 +55,8 @@ def marching_cubes_sparse(
         normals: also return vertex normals: interpolated differences of the values, central where both neighbours of a
             node along an axis are known, one-sided where one is. (The dense form sees all nodes, so its normals differ
             beside unknown ones.)
+        attributes: values of the nodes, of the type and device of ``volume.values``, that vertices interpolate along
+            their edge.
         edge_margin: as for :func:`occkernels.marching_cubes`.
         pad_value: None leaves the surface open at the lattice's border. A number imagines one layer of nodes of that
             value around the lattice, known everywhere; vertices then reach from -1 to ``volume.nodes``.
@@ -61,15 +74,20 @@ def marching_cubes_sparse(
         >>> sparse = marching_cubes_sparse(SparseVolume.from_dense(field))  # the same triangles, another order
     """
     check_sparse_extraction(volume, level, edge_margin, pad_value)
+    check_attributes("marching_cubes_sparse", attributes, volume.values)
     keys, source, side = volume.keys, None, volume.side
     if pad_value is not None:
         keys, source, side = _with_border(volume)
     lattice = [volume.batch, volume.nodes, side, int(side != volume.side)]
     margin = visible_margin(edge_margin, volume.nodes, volume.values.dtype)
-    vertices, faces, vertex_offsets, face_offsets, directions = _marching_cubes_sparse(
-        volume.values.detach(), keys, source, lattice, level, pad_value or 0.0, margin, normals
+    vertices, faces, vertex_offsets, face_offsets, directions, carried, *_ = _marching_cubes_sparse(
+        volume.values, attributes, keys, source, lattice, level, pad_value or 0.0, margin, normals
     )
-    return MeshBatch(vertices, faces, vertex_offsets, face_offsets, directions if normals else None)
+    return MeshBatch(
+        *(vertices, faces, vertex_offsets, face_offsets),
+        directions.detach() if normals else None,
+        None if attributes is None else carried,
+    )
 
 
 def _with_border(volume: SparseVolume) -> tuple[Tensor, Tensor | None, int]:
@@ -96,7 +114,7 @@ def _with_border(volume: SparseVolume) -> tuple[Tensor, Tensor | None, int]:
             outer.append(_keys(lattice[chosen], inner[chosen] + step, wide))
     row = torch.arange(len(volume.keys), device=place.device)
     source = row if whole else torch.where(high.any(dim=1), -2 - row, row)
-    added = torch.cat(outer).unique()
+    added: Tensor = torch.unique(torch.cat(outer))
     keys, order = torch.cat([_keys(lattice, inner, wide), added]).sort()
     return keys, torch.cat([source, added.new_full(added.shape, -1)])[order], wide
 
@@ -108,53 +126,123 @@ def _keys(lattice: Tensor, place: Tensor, side: int) -> Tensor:
 
 def _native(
     values: Tensor,
+    attributes: Tensor | None,
     keys: Tensor,
     source: Tensor | None,
     lattice: list[int],
-    level: float,
-    pad_value: float,
-    edge_margin: float,
-    normals: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    batch, nodes, side, pad = lattice
-    values, keys = values.contiguous(), keys.contiguous()
+    *options: Any,
+) -> tuple[Tensor, ...]:
+    level, pad_value, edge_margin, normals = options
     bricks = len(keys)
-    vertex_offsets, face_offsets = keys.new_empty(batch + 1), keys.new_empty(batch + 1)
-    shape = torch.tensor([bricks, batch, nodes, side, pad])
-    given = (keys, source, shape, values, dtype_code(values, "marching_cubes_sparse"), level, pad_value)
+    given = _given(values, keys, source, lattice, (level, pad_value))
+    vertex_offsets, face_offsets = keys.new_empty(lattice[0] + 1), keys.new_empty(lattice[0] + 1)
     links = torch.empty((bricks, NEIGHBOURS), dtype=torch.int32, device=keys.device)
     words = keys.new_empty((bricks, WORDS))
-    starts = (keys.new_empty(bricks + 1), keys.new_empty(bricks + 1))
-    call("marching_cubes_sparse_count", values, *given, links, words, *starts, vertex_offsets, face_offsets)
-    vertices = values.new_empty((int(vertex_offsets[-1]), 3), dtype=coordinate_dtype(values))
-    faces = keys.new_empty((int(face_offsets[-1]), 3))
+    starts, face_starts = keys.new_empty(bricks + 1), keys.new_empty(bricks + 1)
+    totals, scratch = keys.new_zeros(3), keys.new_empty(2 * (bricks // SCAN_TILE + 1))
+    workspace = (links, words, starts, face_starts, vertex_offsets)
+    call("marching_cubes_sparse_count", values, *given, *workspace, face_offsets, totals, scratch)
+    vertex_count, face_count, unsorted = totals.tolist()
+    if unsorted:
+        refuse_keys(keys, lattice[0] * lattice[2] ** 3)
+    vertices = values.new_empty((vertex_count, 3), dtype=coordinate_dtype(values))
+    faces = keys.new_empty((face_count, 3))
     directions = torch.empty_like(vertices) if normals else vertices.new_empty((0, 3))
-    output = (edge_margin, vertices, faces, directions if normals else None)
-    call("marching_cubes_sparse_emit", values, *given, links, words, *starts, vertex_offsets, *output)
-    return vertices, faces, vertex_offsets, face_offsets, directions
+    channels = 0 if attributes is None else attributes.shape[-1]
+    carried = vertices.new_empty((len(vertices), channels))
+    nodes = None if attributes is None else attributes.contiguous()
+    output = (vertices, faces, directions if normals else None, None if nodes is None else carried)
+    call("marching_cubes_sparse_emit", values, *given, *workspace, edge_margin, nodes, channels, *output)
+    return vertices, faces, vertex_offsets, face_offsets, directions, carried, links, words, starts
+
+
+def _given(
+    values: Tensor, keys: Tensor, source: Tensor | None, lattice: list[int], numbers: tuple[float, float]
+) -> tuple[Any, ...]:
+    """The arguments with which every entry point begins."""
+    shape = torch.tensor([len(keys), *lattice])
+    code = dtype_code(values, "marching_cubes_sparse")
+    return keys.contiguous(), source, shape, values.contiguous(), code, *numbers
 
 
 def _fake(
     values: Tensor,
+    attributes: Tensor | None,
     keys: Tensor,
     source: Tensor | None,
     lattice: list[int],
-    level: float,
-    pad_value: float,
-    edge_margin: float,
-    normals: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *options: Any,
+) -> tuple[Tensor, ...]:
     context = torch.library.get_ctx()
     vertices = values.new_empty((context.new_dynamic_size(), 3), dtype=coordinate_dtype(values))
     faces = keys.new_empty((context.new_dynamic_size(), 3))
     offsets = [keys.new_empty(lattice[0] + 1) for _ in range(2)]
-    directions = torch.empty_like(vertices) if normals else vertices.new_empty((0, 3))
-    return vertices, faces, offsets[0], offsets[1], directions
+    directions = torch.empty_like(vertices) if options[-1] else vertices.new_empty((0, 3))
+    carried = vertices.new_empty((vertices.shape[0], 0 if attributes is None else attributes.shape[-1]))
+    bricks = keys.shape[0]
+    links = keys.new_empty((bricks, NEIGHBOURS), dtype=torch.int32)
+    return (
+        vertices,
+        faces,
+        *offsets,
+        directions,
+        carried,
+        links,
+        keys.new_empty((bricks, WORDS)),
+        keys.new_empty(bricks + 1),
+    )
 
 
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, lattice, level, pad_value, edge_margin, _ = inputs
+    ctx.options = (lattice, level, pad_value, edge_margin)
+    ctx.save_for_backward(*tensors, *output[6:])
+
+
+def _backward(ctx: Any, to_vertices: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
+    attributes = ctx.saved_tensors[1]
+    to_carried = None if attributes is None else others[4]
+    to_values, to_attributes = _marching_cubes_sparse_backward(
+        *ctx.saved_tensors, to_vertices, to_carried, *ctx.options
+    )
+    return to_values, None if attributes is None else to_attributes, *(None,) * 7
+
+
+def _backward_native(values: Tensor, attributes: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+    keys, source, links, words, starts, to_vertices, to_carried, lattice, level, pad_value, edge_margin = rest
+    to_values, to_attributes = _backward_fake(values, attributes)
+    to_values.zero_()
+    to_attributes.zero_()
+    nodes = None if attributes is None else attributes.contiguous()
+    call(
+        "marching_cubes_sparse_gather",
+        values,
+        *_given(values, keys, source, lattice, (level, pad_value)),
+        *(links, words, starts, edge_margin, nodes, 0 if nodes is None else nodes.shape[-1]),
+        *(to_vertices.contiguous(), None if to_carried is None else to_carried.contiguous()),
+        *(to_values, None if nodes is None else to_attributes),
+    )
+    return to_values, to_attributes
+
+
+def _backward_fake(values: Tensor, attributes: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
+    to_attributes = values.new_empty(0) if attributes is None else attributes.new_empty(attributes.shape)
+    return values.new_empty(values.shape), to_attributes
+
+
+_marching_cubes_sparse_backward = define(
+    "marching_cubes_sparse_backward(Tensor values, Tensor? attributes, Tensor keys, Tensor? source, Tensor links,"
+    " Tensor words, Tensor starts, Tensor to_vertices, Tensor? to_carried, int[] lattice, float level,"
+    " float pad_value, float edge_margin) -> (Tensor, Tensor)",
+    _backward_native,
+    _backward_fake,
+)
 _marching_cubes_sparse = define(
-    "marching_cubes_sparse(Tensor values, Tensor keys, Tensor? source, int[] lattice, float level, float pad_value,"
-    " float edge_margin, bool normals) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "marching_cubes_sparse(Tensor values, Tensor? attributes, Tensor keys, Tensor? source, int[] lattice, float level,"
+    " float pad_value, float edge_margin, bool normals)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _native,
     _fake,
+    backward=_backward,
+    setup_context=_setup,
 )

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from occkernels.sparse import SparseVolume
 
+SCAN_TILE = 2048
+"""Counts that one block of csrc/common/cuda_scan.h adds up."""
 VOLUME_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -21,11 +23,13 @@ class Mesh(NamedTuple):
         vertices: (V, 3) float32 or float64 positions.
         faces: (F, 3) int64 rows of ``vertices``, counter-clockwise seen from outside.
         normals: (V, 3) unit normals pointing outside, or None.
+        attributes: (V, A) values carried by the vertices, or None.
     """
 
     vertices: Tensor
     faces: Tensor
     normals: Tensor | None
+    attributes: Tensor | None = None
 
 
 class MeshBatch(NamedTuple):
@@ -37,6 +41,7 @@ class MeshBatch(NamedTuple):
         vertex_offsets: (B + 1,) int64.
         face_offsets: (B + 1,) int64.
         normals: (V, 3) unit normals pointing outside, or None.
+        attributes: (V, A) values carried by the vertices, or None.
     """
 
     vertices: Tensor
@@ -44,6 +49,7 @@ class MeshBatch(NamedTuple):
     vertex_offsets: Tensor
     face_offsets: Tensor
     normals: Tensor | None
+    attributes: Tensor | None = None
 
     def mesh(self, index: int) -> Mesh:
         """Mesh ``index`` of the batch, as views of the stored tensors.
@@ -57,7 +63,8 @@ class MeshBatch(NamedTuple):
         rows = slice(int(self.vertex_offsets[index]), int(self.vertex_offsets[index + 1]))
         faces = slice(int(self.face_offsets[index]), int(self.face_offsets[index + 1]))
         normals = None if self.normals is None else self.normals[rows]
-        return Mesh(self.vertices[rows], self.faces[faces], normals)
+        attributes = None if self.attributes is None else self.attributes[rows]
+        return Mesh(self.vertices[rows], self.faces[faces], normals, attributes)
 
 
 def coordinate_dtype(values: Tensor) -> torch.dtype:
@@ -104,19 +111,45 @@ def check_sparse_extraction(volume: SparseVolume, level: float, edge_margin: flo
     count, most = len(volume.keys), volume.batch * volume.side**3
     if most >= 2**63 or count >= 2**31:
         raise ValueError(f"{name}: `volume` must have keys below 2^63 and fewer than 2^31 bricks, got {volume.nodes=}.")
-    if count:
-        ends = torch.stack([volume.keys[0], volume.keys[-1], (volume.keys.diff() > 0).all().long()]).tolist()
-        if ends[0] < 0 or ends[1] >= most or ends[2] == 0:
-            raise ValueError(
-                f"{name}: `volume.keys` must ascend strictly within [0, {most}), got {ends[0]} to {ends[1]}"
-                f"{'' if ends[2] else ' out of order'}. Sort the bricks by key."
-            )
+
+
+def refuse_keys(keys: Tensor, most: int) -> None:
+    """Raise ``ValueError`` unless ``keys`` ascend strictly within [0, ``most``)."""
+    wrong = (keys < 0) | (keys >= most)
+    wrong[1:] |= keys.diff() <= 0
+    where = wrong.nonzero().flatten()
+    if len(where):
+        raise ValueError(
+            f"occkernels.marching_cubes_sparse: `volume.keys` must ascend strictly within [0, {most}), got "
+            f"{int(keys[where[0]])} at {int(where[0])}. Sort the bricks by key and keep each once."
+        )
+
+
+def check_attributes(function: str, attributes: Tensor | None, values: Tensor) -> None:
+    """Raise ``TypeError`` or ``ValueError`` unless ``attributes`` is None or adds one axis to ``values``."""
+    if attributes is None:
+        return
+    name = f"occkernels.{function}"
+    if not isinstance(attributes, Tensor) or attributes.dtype != values.dtype:
+        got = attributes.dtype if isinstance(attributes, Tensor) else type(attributes).__name__
+        raise TypeError(
+            f"{name}: `attributes` must be a {values.dtype} tensor as the volume is, got {got}. Convert it."
+        )
+    if attributes.dim() == 0 or attributes.shape[:-1] != values.shape:
+        expected = ", ".join([*map(str, values.shape), "A"])
+        raise ValueError(f"{name}: `attributes` must be ({expected}), got {tuple(attributes.shape)}.")
+    if attributes.device != values.device:
+        raise ValueError(
+            f"{name}: `attributes` is on {attributes.device} but the volume on {values.device}. Move it there."
+        )
 
 
 def _check_dtype(name: str, argument: str, values: Tensor) -> None:
     if values.dtype not in VOLUME_DTYPES:
         expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in VOLUME_DTYPES)
-        raise TypeError(f"{name}: `{argument}` must be one of {expected}, got {values.dtype}. Convert it with .float().")
+        raise TypeError(
+            f"{name}: `{argument}` must be one of {expected}, got {values.dtype}. Convert it with .float()."
+        )
 
 
 def _check_numbers(name: str, level: float, edge_margin: float, pad_value: float | None) -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from occkernels._marching_cubes_table import CASES
-from occkernels.mesh import MeshBatch, check_extraction, refuse_nan, visible_margin
+from occkernels.mesh import MeshBatch, check_attributes, check_extraction, refuse_nan, visible_margin
 
 
 def marching_cubes(
@@ -16,30 +16,36 @@ def marching_cubes(
     level: float = 0.0,
     *,
     normals: bool = False,
+    attributes: Tensor | None = None,  # (B, X, Y, Z, A) or (X, Y, Z, A)
     edge_margin: float = 1e-4,
     pad_value: float | None = None,
 ) -> MeshBatch:
     """Twin of :func:`occkernels.marching_cubes`, same arguments, result and order of vertices and faces."""
     check_extraction(volume, level, edge_margin, pad_value)
+    check_attributes("marching_cubes", attributes, volume)
     refuse_nan(volume)
-    values = volume.detach() if volume.dim() == 4 else volume.detach()[None]
+    values = volume if volume.dim() == 4 else volume[None]
     values = values.to(torch.float64 if volume.dtype == torch.float64 else torch.float32)
     pad = int(pad_value is not None and values.numel() > 0)
     if pad:
         values = F.pad(values, (1, 1, 1, 1, 1, 1), value=pad_value)
     bound = torch.tensor(level, dtype=values.dtype, device=values.device)
     inside = values > bound
-    edge_margin = visible_margin(edge_margin, max(volume.shape[-3:]), values.dtype)
+    margin = visible_margin(edge_margin, max(volume.shape[-3:]), values.dtype)
     # A crossed edge's key is 3 * (its lower node, row-major) + axis: sorted keys are the order of the vertices.
     keys = crossed_edges(inside)
     starts = torch.arange(values.shape[0] + 1, device=values.device) * (3 * inside[:1].numel())
     vertex_offsets = torch.searchsorted(keys, starts)
     faces, _, face_offsets = triangles(inside, keys)
-    vertices = place(values, keys, bound, edge_margin, pad)
-    directions = outward(values, keys, bound, edge_margin) if normals else None
+    vertices = place(values, keys, bound, margin, pad)
+    directions = outward(values.detach(), keys, bound, margin) if normals else None
     mesh = torch.repeat_interleave(torch.arange(values.shape[0], device=values.device), face_offsets.diff())
     faces = faces - vertex_offsets[mesh, None]
-    return MeshBatch(vertices, faces, vertex_offsets, face_offsets, directions)
+    carried = None
+    if attributes is not None:
+        nodes = attributes if volume.dim() == 4 else attributes[None]
+        carried = carry(nodes, values, keys, bound, margin)
+    return MeshBatch(vertices, faces, vertex_offsets, face_offsets, directions, carried)
 
 
 def crossed_edges(inside: Tensor) -> Tensor:
@@ -111,6 +117,20 @@ def place(values: Tensor, keys: Tensor, level: Tensor, edge_margin: float, pad: 
     return (low[:, 1:] - pad).to(values.dtype) + step * t[:, None]
 
 
+def carry(attributes: Tensor, values: Tensor, keys: Tensor, level: Tensor, edge_margin: float) -> Tensor:
+    """Attributes (V, A) along the edges; a node of the padding takes those of the edge's other node."""
+    low, high, _ = ends(values, keys)
+    t = crossing(values[tuple(low.T)], values[tuple(high.T)], level, edge_margin)[:, None]
+    size = torch.tensor(attributes.shape[:4], device=low.device)
+    shift = torch.div(torch.tensor(values.shape, device=low.device) - size, 2, rounding_mode="floor")
+    zero = torch.zeros_like(size)
+    first, second = (
+        attributes[tuple((node - shift).clamp(zero, (size - 1).clamp(min=0)).T)].to(values.dtype)
+        for node in (low, high)
+    )
+    return first * (1 - t) + second * t
+
+
 def outward(values: Tensor, keys: Tensor, level: Tensor, edge_margin: float) -> Tensor:
     """Outward unit normals (V, 3)."""
     low, high, step = ends(values, keys)
@@ -132,9 +152,11 @@ def crossing(a: Tensor, b: Tensor, level: Tensor, edge_margin: float) -> Tensor:
 
     An infinite value draws nothing towards itself: the crossing sits at the finite end, or half-way between two.
     """
-    t = (level - a) / (b - a)
-    halves = (level * 0.5 - a * 0.5) / (b * 0.5 - a * 0.5)  # where b - a overflows
-    t = torch.where((b - a).isinf(), halves, t)
+    finite = a.isfinite() & b.isfinite()
+    low, high = torch.where(finite, a, 0), torch.where(finite, b, 1)  # keeps NaN out of the derivatives
+    t = (level - low) / (high - low)
+    halves = (level * 0.5 - low * 0.5) / (high * 0.5 - low * 0.5)  # where b - a overflows
+    t = torch.where((high - low).isinf(), halves.detach(), t)
     t = torch.where(a.isinf(), torch.where(b.isinf(), 0.5, 1.0), torch.where(b.isinf(), 0.0, t)).to(a.dtype)
     margin = torch.tensor(edge_margin, dtype=a.dtype, device=a.device)
     return torch.minimum(torch.maximum(t, margin), 1 - margin)

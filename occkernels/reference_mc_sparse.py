@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from occkernels.mesh import MeshBatch, check_sparse_extraction, visible_margin
-from occkernels.reference_mc import crossed_edges, crossing, ends, normalized, place, triangles
+from occkernels.mesh import MeshBatch, check_attributes, check_sparse_extraction, refuse_keys, visible_margin
+from occkernels.reference_mc import carry, crossed_edges, crossing, ends, normalized, place, triangles
 from occkernels.sparse import BRICK, SparseVolume
 
 
@@ -17,12 +17,15 @@ def marching_cubes_sparse(
     level: float = 0.0,
     *,
     normals: bool = False,
+    attributes: Tensor | None = None,  # (K, 8, 8, 8, A)
     edge_margin: float = 1e-4,
     pad_value: float | None = None,
 ) -> MeshBatch:
     """Twin of :func:`occkernels.marching_cubes_sparse`, same arguments, result and order of vertices and faces."""
     check_sparse_extraction(volume, level, edge_margin, pad_value)
-    dense = volume.to_dense().detach()
+    check_attributes("marching_cubes_sparse", attributes, volume.values)
+    refuse_keys(volume.keys, volume.batch * volume.side**3)
+    dense = volume.to_dense()
     dense = dense.to(torch.float64 if dense.dtype == torch.float64 else torch.float32)
     pad = int(pad_value is not None and dense.numel() > 0)
     if pad:
@@ -46,8 +49,15 @@ def marching_cubes_sparse(
     face_offsets = torch.searchsorted(torch.div(cells, max(size, 1), rounding_mode="floor") * size, starts)
     mesh = torch.repeat_interleave(torch.arange(volume.batch, device=keys.device), face_offsets.diff())
     faces = faces - vertex_offsets[mesh, None]
-    directions = outward(dense, keys, bound, margin) if normals else None
-    return MeshBatch(place(dense, keys, bound, margin, pad), faces, vertex_offsets, face_offsets, directions)
+    directions = outward(dense.detach(), keys, bound, margin) if normals else None
+    vertices, carried = place(dense, keys, bound, margin, pad), None
+    if attributes is not None:
+        channels = [
+            SparseVolume(volume.keys, part, volume.nodes, volume.batch).to_dense() for part in attributes.unbind(-1)
+        ]
+        nodes = torch.stack(channels, -1) if channels else attributes.new_zeros((*volume.to_dense().shape, 0))
+        carried = carry(nodes, dense, keys, bound, margin)
+    return MeshBatch(vertices, faces, vertex_offsets, face_offsets, directions, carried)
 
 
 def complete_cells(values: Tensor) -> Tensor:

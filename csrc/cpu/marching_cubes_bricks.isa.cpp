@@ -3,6 +3,7 @@
 
 #include "common/types.h"
 #include "cpu/marching_cubes_pack.h"
+#include "math/marching_cubes_brick_values.h"
 
 namespace occ::cpu {
 namespace OCC_ISA {

@@ -4,6 +4,7 @@
 #include "common/parallel.h"
 #include "common/types.h"
 #include "cpu/marching_cubes_bricks.h"
+#include "math/marching_cubes_brick_values.h"
 #include "math/marching_cubes_bricks.h"
 
 namespace occ::cpu {
@@ -11,11 +12,6 @@ namespace {
 
 constexpr int64_t kBrickBlock = 64;  // 128 kB of float values
 constexpr int64_t kLinkBlock = 4096;
-
-mc::Bricks make_bricks(const int64_t* keys, const int64_t* source, const int64_t* shape, int32_t* neighbours,
-                       uint64_t* words) {
-  return {keys, source, shape[0], shape[1], shape[2], shape[3], static_cast<int>(shape[4]), neighbours, words};
-}
 
 // Keys ascend, hence so do the keys of a neighbour: one pass over both lists an entry.
 void link_bricks(const mc::Bricks& bricks, int64_t begin, int64_t end) {
@@ -48,35 +44,10 @@ void accumulate(const mc::Bricks& bricks, int64_t* starts, int64_t* offsets) {
 }
 
 template <class T>
-struct VertexOutput {
-  acc_t<T>* position;
-  acc_t<T>* normal;
-  acc_t<T> level, margin;
-};
-
-template <class T>
-void emit_vertex(const mc::BrickField<T>& field, const mc::BrickNode& node, const int64_t place[3], int axis,
-                 VertexOutput<T>& out) {
-  using S = acc_t<T>;
-  const mc::BrickNode end = mc::node_after(field.bricks, node, axis);
-  const S a = field(node), b = field(end);
-  const S t = mc::crossing(a, b, out.level, out.margin);
-  for (int i = 0; i < 3; ++i) {
-    const S whole = static_cast<S>(place[i]);
-    out.position[i] = i == axis ? whole + t : whole;
-  }
-  out.position += 3;
-  if (out.normal == nullptr) return;
-  S from[3], to[3];
-  mc::brick_gradient(field, node, from);
-  mc::brick_gradient(field, end, to);
-  mc::outward_normal(from, to, t, axis, b > a, out.normal);
-  out.normal += 3;
-}
-
-template <class T>
-void emit_vertices(const mc::BrickField<T>& field, int64_t brick, VertexOutput<T> out) {
-  int64_t first[3];
+void emit_vertices(const mc::BrickField<T>& field, const int64_t* vertex_bricks, int64_t brick, acc_t<T> level,
+                   acc_t<T> margin, const mc::VertexTarget& target) {
+  int64_t vertex = vertex_bricks[brick], first[3];
+  if (vertex == vertex_bricks[brick + 1]) return;
   mc::brick_place(field.bricks, brick, first);
   const uint64_t* words = mc::brick_words(field.bricks, brick);
   for (int x = 0; x < 8; ++x) {
@@ -86,7 +57,8 @@ void emit_vertices(const mc::BrickField<T>& field, int64_t brick, VertexOutput<T
       const int64_t place[3] = {first[0] + x, first[1] + (bit >> 3), first[2] + (bit & 7)};
       const uint64_t axes[3] = {crossed.x, crossed.y, crossed.z};
       for (int axis = 0; axis < 3; ++axis) {
-        if ((axes[axis] >> bit & 1) != 0) emit_vertex(field, {brick, x, bit}, place, axis, out);
+        if ((axes[axis] >> bit & 1) == 0) continue;
+        mc::emit_brick_vertex<T>(field, {brick, x, bit}, place, axis, level, margin, target, vertex++);
       }
     }
   }
@@ -97,9 +69,11 @@ void emit_vertices(const mc::BrickField<T>& field, int64_t brick, VertexOutput<T
 void marching_cubes_sparse_count(const int64_t* keys, const int64_t* source, const int64_t* shape, const void* values,
                                  int dtype, double level, double pad_value, int32_t* neighbours, uint64_t* words,
                                  int64_t* vertex_bricks, int64_t* face_bricks, int64_t* vertex_offsets,
-                                 int64_t* face_offsets, int threads) {
-  const mc::Bricks bricks = make_bricks(keys, source, shape, neighbours, words);
+                                 int64_t* face_offsets, int64_t* totals, int64_t*, int threads) {
+  const mc::Bricks bricks = mc::make_bricks(keys, source, shape, neighbours, words);
   const mc::BrickValues field{values, dtype, level, pad_value};
+  for (int64_t e = 0; e < bricks.count; ++e) totals[2] |= mc::key_in_order(bricks, e) ? 0 : 1;
+  if (totals[2] != 0) return;
   parallel_blocks(threads, bricks.count, kLinkBlock,
                   [&](int64_t begin, int64_t end) { link_bricks(bricks, begin, end); });
   parallel_blocks(threads, bricks.count, kBrickBlock,
@@ -111,27 +85,51 @@ void marching_cubes_sparse_count(const int64_t* keys, const int64_t* source, con
   });
   accumulate(bricks, vertex_bricks, vertex_offsets);
   accumulate(bricks, face_bricks, face_offsets);
+  totals[0] = vertex_bricks[bricks.count];
+  totals[1] = face_bricks[bricks.count];
 }
 
 void marching_cubes_sparse_emit(const int64_t* keys, const int64_t* source, const int64_t* shape, const void* values,
                                 int dtype, double level, double pad_value, int32_t* neighbours, uint64_t* words,
                                 const int64_t* vertex_bricks, const int64_t* face_bricks, const int64_t* vertex_offsets,
-                                double edge_margin, void* vertices, int64_t* faces, void* normals, int threads) {
-  const mc::Bricks bricks = make_bricks(keys, source, shape, neighbours, words);
+                                double edge_margin, const void* attributes, int64_t channels, void* vertices,
+                                int64_t* faces, void* normals, void* vertex_attributes, int threads) {
+  const mc::Bricks bricks = mc::make_bricks(keys, source, shape, neighbours, words);
+  const mc::VertexTarget target{vertices, normals, vertex_attributes, attributes, channels};
   dispatch(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     using S = acc_t<T>;
     const mc::BrickField<T> field(bricks, {values, dtype, level, pad_value});
     parallel_blocks(threads, bricks.count, kBrickBlock, [&](int64_t begin, int64_t end) {
       for (int64_t e = begin; e < end; ++e) {
-        const int64_t first = 3 * vertex_bricks[e];
-        if (vertex_bricks[e] == vertex_bricks[e + 1]) continue;
-        emit_vertices<T>(
-            field, e,
-            {static_cast<S*>(vertices) + first, normals == nullptr ? nullptr : static_cast<S*>(normals) + first,
-             static_cast<S>(level), static_cast<S>(edge_margin)});
+        emit_vertices<T>(field, vertex_bricks, e, static_cast<S>(level), static_cast<S>(edge_margin), target);
       }
       OCC_CALL_ISA(emit_bricks, bricks, vertex_bricks, face_bricks, vertex_offsets, faces, begin, end);
+    });
+  });
+}
+
+void marching_cubes_sparse_gather(const int64_t* keys, const int64_t* source, const int64_t* shape, const void* values,
+                                  int dtype, double level, double pad_value, int32_t* neighbours, uint64_t* words,
+                                  const int64_t* vertex_bricks, double edge_margin, const void* attributes,
+                                  int64_t channels, const void* vertex_gradient, const void* attribute_gradient,
+                                  void* value_gradient, void* node_attribute_gradient, int threads) {
+  const mc::Bricks bricks = mc::make_bricks(keys, source, shape, neighbours, words);
+  const mc::VertexGradient gradient{vertex_gradient, attribute_gradient, attributes,
+                                    channels,        value_gradient,     node_attribute_gradient};
+  dispatch(dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    using S = acc_t<T>;
+    const mc::BrickField<T> field(bricks, {values, dtype, level, pad_value});
+    parallel_blocks(threads, bricks.count, kBrickBlock, [&](int64_t begin, int64_t end) {
+      for (int64_t word = 8 * begin; word < 8 * end; ++word) {
+        const int64_t e = word / 8;
+        const int x = static_cast<int>(word % 8);
+        for (uint64_t left = mc::brick_nodes_with_edges(bricks, e, x); left != 0; left &= left - 1) {
+          mc::gather_brick<T>(field, vertex_bricks, {e, x, mc::lowest_bit(left)}, gradient, static_cast<S>(level),
+                              static_cast<S>(edge_margin));
+        }
+      }
     });
   });
 }

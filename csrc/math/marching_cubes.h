@@ -224,8 +224,18 @@ struct Field {
         pad(volume.pad),
         outside(static_cast<S>(volume.pad_value)) {}
 
+  OCC_HD bool is_padding(int64_t x, int64_t y, int64_t z) const {
+    return pad != 0 && (x == 0 || y == 0 || z == 0 || x + 1 == nx || y + 1 == ny || z + 1 == nz);
+  }
+
+  // Place of a node of volume b among those of all volumes stored without gaps, -1 if it is padding.
+  OCC_HD int64_t element(int64_t b, int64_t x, int64_t y, int64_t z) const {
+    if (is_padding(x, y, z)) return -1;
+    return ((b * (nx - 2 * pad) + x - pad) * (ny - 2 * pad) + y - pad) * (nz - 2 * pad) + z - pad;
+  }
+
   OCC_HD S operator()(int64_t x, int64_t y, int64_t z) const {
-    if (pad != 0 && (x == 0 || y == 0 || z == 0 || x + 1 == nx || y + 1 == ny || z + 1 == nz)) return outside;
+    if (is_padding(x, y, z)) return outside;
     return static_cast<S>(data[(x - pad) * stride_x + (y - pad) * stride_y + (z - pad)]);
   }
 };
@@ -265,10 +275,10 @@ OCC_HD inline void outward_normal(S from[3], const S to[3], S t, int axis, bool 
 }
 
 // The vertex on the edge that leaves node (x, y, z) along `axis`: its position in index units (0 is the first node that
-// is not padding) and, unless null, the outward unit normal.
+// is not padding) and, unless null, the outward unit normal. Returns where on the edge it lies.
 template <class T>
-OCC_HD inline void place_vertex(const Field<T>& field, const int64_t node[3], int axis, acc_t<T> level, acc_t<T> margin,
-                                acc_t<T> position[3], acc_t<T>* normal) {
+OCC_HD inline acc_t<T> place_vertex(const Field<T>& field, const int64_t node[3], int axis, acc_t<T> level,
+                                    acc_t<T> margin, acc_t<T> position[3], acc_t<T>* normal) {
   using S = acc_t<T>;
   const int64_t end[3] = {node[0] + (axis == 0), node[1] + (axis == 1), node[2] + (axis == 2)};
   const S a = field(node[0], node[1], node[2]);
@@ -278,11 +288,12 @@ OCC_HD inline void place_vertex(const Field<T>& field, const int64_t node[3], in
     const S whole = static_cast<S>(node[i] - field.pad);
     position[i] = i == axis ? whole + t : whole;
   }
-  if (normal == nullptr) return;
+  if (normal == nullptr) return t;
   S from[3], to[3];
   gradient(field, node[0], node[1], node[2], from);
   gradient(field, end[0], end[1], end[2], to);
   outward_normal(from, to, t, axis, b > a, normal);
+  return t;
 }
 
 OCC_END_SHARED

@@ -9,10 +9,8 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 
 #include "common/macros.h"
-#include "common/types.h"
 #include "math/marching_cubes.h"
 
 namespace occ::mc {
@@ -57,6 +55,18 @@ OCC_BEGIN_SHARED
 OCC_HD inline void neighbour_offset(int entry, int offset[3]) {
   const int mask = entry < 8 ? entry : entry - 7, step = entry < 8 ? 1 : -1;
   for (int axis = 0; axis < 3; ++axis) offset[axis] = (mask >> (2 - axis) & 1) * step;
+}
+
+// `shape`: {bricks, batch, nodes a side of a lattice, bricks a side of the key space, pad}.
+inline Bricks make_bricks(const int64_t* keys, const int64_t* source, const int64_t* shape, int32_t* neighbours,
+                          uint64_t* words) {
+  return {keys, source, shape[0], shape[1], shape[2], shape[3], static_cast<int>(shape[4]), neighbours, words};
+}
+
+OCC_HD inline bool key_in_order(const Bricks& bricks, int64_t brick) {
+  const int64_t key = bricks.keys[brick];
+  return (brick == 0 ? key >= 0 : key > bricks.keys[brick - 1]) &&
+         key < bricks.batch * bricks.side * bricks.side * bricks.side;
 }
 
 // First node of a brick in the lattice; returns the lattice.
@@ -132,7 +142,7 @@ OCC_HD inline void plane_words(const Bricks& bricks, const int32_t* neighbours, 
   out[3] = after_z(out[2], after_y(z, yz));
 }
 
-// Which of the 64 cells at word x of a brick have eight known corners.
+// Which of the 64 cells at each word of a brick have eight known corners.
 OCC_HD inline void complete_cells(const Bricks& bricks, int64_t brick) {
   const int32_t* neighbours = bricks.neighbours + brick * kNeighbours;
   uint64_t* words = brick_words(bricks, brick);
@@ -189,6 +199,23 @@ struct BrickCounts {
   int64_t vertices, triangles;
 };
 
+// Finds the crossed edges of word x and keeps them; counts what its nodes own. `here` and `next` are plane_words of the
+// signs.
+OCC_HD inline BrickCounts count_word(const Bricks& bricks, int64_t brick, int x, const uint64_t here[4],
+                                     const uint64_t next[4]) {
+  uint64_t* words = brick_words(bricks, brick);
+  const Crossings crossed = brick_crossings(bricks, bricks.neighbours + brick * kNeighbours, x, here, next);
+  words[kEdges + x] = crossed.x;
+  words[kEdges + 8 + x] = crossed.y;
+  words[kEdges + 16 + x] = crossed.z;
+  BrickCounts counts{vertex_count(crossed), 0};
+  const Cells cells = brick_cells(here, next, words[kComplete + x]);
+  for (uint64_t left = cells.active; left != 0; left &= left - 1) {
+    counts.triangles += triangle_count(cell_case(cells, lowest_bit(left)));
+  }
+  return counts;
+}
+
 // Finds a brick's crossed edges, keeps them in its words, and counts what it owns.
 OCC_HD inline BrickCounts count_brick(const Bricks& bricks, int64_t brick) {
   const int32_t* neighbours = bricks.neighbours + brick * kNeighbours;
@@ -200,17 +227,10 @@ OCC_HD inline BrickCounts count_brick(const Bricks& bricks, int64_t brick) {
   for (int x = 0; x < 8; ++x) {
     const uint64_t* here = planes[x & 1];
     plane_words(bricks, neighbours, kSigns, x + 1, planes[(x + 1) & 1]);
-    const uint64_t* next = planes[(x + 1) & 1];
-    const Crossings crossed = brick_crossings(bricks, neighbours, x, here, next);
-    words[kEdges + x] = crossed.x;
-    words[kEdges + 8 + x] = crossed.y;
-    words[kEdges + 16 + x] = crossed.z;
+    const BrickCounts own = count_word(bricks, brick, x, here, planes[(x + 1) & 1]);
     words[kStarts + x / 4] |= static_cast<uint64_t>(counts.vertices) << 16 * (x % 4);
-    counts.vertices += vertex_count(crossed);
-    const Cells cells = brick_cells(here, next, words[kComplete + x]);
-    for (uint64_t left = cells.active; left != 0; left &= left - 1) {
-      counts.triangles += triangle_count(cell_case(cells, lowest_bit(left)));
-    }
+    counts.vertices += own.vertices;
+    counts.triangles += own.triangles;
   }
   return counts;
 }
@@ -302,53 +322,6 @@ OCC_HD inline void emit_brick_faces(const Bricks& bricks, const int64_t* vertex_
       const int corners = 3 * triangle_count(code);
       for (int i = 0; i < corners; ++i) *out++ = vertex[edges[i]] - base;
     }
-  }
-}
-
-// Values by node.
-template <class T>
-struct BrickField {
-  using S = acc_t<T>;
-  Bricks bricks;
-  const T* data;
-  S outside;
-
-  OCC_HD BrickField(const Bricks& all, const BrickValues& values)
-      : bricks(all), data(static_cast<const T*>(values.data)), outside(static_cast<S>(values.pad_value)) {}
-
-  // Element of the values that a node is, -1 where it lies outside of the lattice, -2 where it cannot be known.
-  OCC_HD int64_t element(const BrickNode& node) const {
-    if (node.brick < 0) return -2;
-    const int64_t row = bricks.source == nullptr ? node.brick : bricks.source[node.brick];
-    if (row >= 0) return row * kBrickNodes + 64 * node.word + node.bit;
-    int64_t place[3];
-    brick_place(bricks, node.brick, place);
-    const int within[3] = {node.word, node.bit >> 3, node.bit & 7};
-    bool outer = false;
-    for (int axis = 0; axis < 3; ++axis) {
-      place[axis] += within[axis];
-      if (place[axis] < -1 || place[axis] > bricks.nodes) return -2;
-      outer |= place[axis] == -1 || place[axis] == bricks.nodes;
-    }
-    if (outer) return -1;
-    return row == -1 ? -2 : (-2 - row) * kBrickNodes + 64 * node.word + node.bit;
-  }
-
-  OCC_HD S operator()(const BrickNode& node) const {
-    const int64_t at = element(node);
-    return at >= 0 ? static_cast<S>(data[at]) : at == -1 ? outside : std::numeric_limits<S>::quiet_NaN();
-  }
-};
-
-// Differences along the axes: central where both neighbours are known, one-sided where one is, else 0.
-template <class T>
-OCC_HD inline void brick_gradient(const BrickField<T>& field, const BrickNode& node, acc_t<T> out[3]) {
-  using S = acc_t<T>;
-  const S here = field(node);
-  for (int axis = 0; axis < 3; ++axis) {
-    const S before = field(node_before(field.bricks, node, axis)), after = field(node_after(field.bricks, node, axis));
-    const bool has_before = before == before, has_after = after == after;
-    out[axis] = difference(has_before ? before : here, has_after ? after : here, int64_t{has_before} + has_after);
   }
 }
 

@@ -77,15 +77,33 @@ def _add_reconstruct(commands: Any) -> None:
     add = group.add_argument
     add("--model", default=DEFAULT_MODEL, help="name (see 'occnets models'), folder or weights file [%(default)s]")
     add("--config", help="configuration of a weights file: a YAML file or a packaged name")
-    add("--resolution", type=int, default=128, metavar="R", help="lattice cells along a side [%(default)s]")
+    add("--resolution", type=int, default=128, metavar="R", help="lattice cells along a side, 8 to 2048 [%(default)s]")
     add("--threshold", type=float, metavar="P", help="occupancy probability of the surface [the model's]")
     add("--ensemble", type=int, metavar="K", help="average over K orientations of the input, 1 to 48 [the model's]")
-    add("--no-fit", action="store_true", help="keep the network's surface; do not move it onto the points")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N [%(default)s]")
+    add("--memory", metavar="SIZE", help="limit of the field's evaluation, such as 500M or 4G [none]")
+    group = parser.add_argument_group("mesh")
+    add = group.add_argument
+    add(
+        "--refine",
+        type=int,
+        nargs="?",
+        const=30,
+        default=0,
+        metavar="STEPS",
+        help="move the faces into the network's surface, by so many steps [none; %(const)s if no number is given]",
+    )
+    add("--no-fit", action="store_true", help="keep the network's surface; do not move it onto the points")
+    add(
+        "--simplify",
+        type=_amount,
+        metavar="FACES|RATIO",
+        help="reduce to so many faces, or, below 1, to that share of them (extra 'mesh')",
+    )
     keep = group.add_mutually_exclusive_group()
     keep.add_argument("--largest", action="store_true", help="keep only the largest body and the cavities in it")
     keep.add_argument("--keep-all", action="store_true", help="keep crumbs too (below 1/10000 of the volume)")
-    add("--normals", action="store_true", help="write vertex normals, from the gradient of the field")
+    add("--normals", action="store_true", help="write vertex normals")
     group = parser.add_argument_group("input")
     add = group.add_argument
     add("--points", type=int, metavar="N", help="give the network at most N points [as many as it was trained with]")
@@ -100,6 +118,14 @@ def _add_reconstruct(commands: Any) -> None:
     add("--up", choices=("x", "y", "z"), help="axis that points up in the picture [by the input's format]")
     add("--quiet", action="store_true", help="print nothing but errors")
     parser.set_defaults(run=run_reconstruct)
+
+
+def _amount(text: str) -> int | float:
+    """A number of faces, or a share of them."""
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a number of faces or a share below 1, got {text!r}") from error
 
 
 def _add_render(commands: Any) -> None:
@@ -178,6 +204,7 @@ class _Talk:
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
         self.bar: Any = None
+        self.stage = ""
 
     def say(self, line: str) -> None:
         if not self.quiet:
@@ -190,8 +217,10 @@ class _Talk:
         from tqdm import tqdm
 
         def update(stage: str, done: int, total: int) -> None:
-            if self.bar is None:
-                self.bar = tqdm(desc=stage, unit=" points", unit_scale=True, file=sys.stderr, leave=False)
+            if self.bar is None or self.stage != stage:
+                self.close()
+                unit = " steps" if stage == "refine" else " points"
+                self.bar, self.stage = tqdm(desc=stage, unit=unit, unit_scale=True, file=sys.stderr, leave=False), stage
             self.bar.total = total
             self.bar.update(done - self.bar.n)
 
@@ -265,10 +294,13 @@ def _options(args: argparse.Namespace) -> Any:
         max_points=args.points,
         seed=args.seed,
         ensemble=args.ensemble,
+        refine=args.refine,
         fit=not args.no_fit,
+        simplify=args.simplify,
         outliers=args.outliers,
         components="largest" if args.largest else "all" if args.keep_all else "clean",
         normals=args.normals,
+        memory=args.memory,
     )
 
 

@@ -41,15 +41,19 @@ def find_parts(vertices: NDArray, faces: NDArray) -> Parts:
     of_vertex = connected_components(graph, directed=False)[1]
     labels = np.unique(of_vertex[faces[:, 0]], return_inverse=True)[1].astype(np.int64).reshape(-1)
     counts = np.bincount(labels)
-    volumes = np.bincount(labels, weights=_signed_volumes(vertices, faces))
+    volumes = np.bincount(labels, weights=signed_volumes(vertices, faces))
     return Parts(labels, volumes, counts)
 
 
-def _signed_volumes(vertices: NDArray, faces: NDArray) -> NDArray[np.float64]:
-    """Volume of the tetrahedron of each face and the centre; the sum over a closed part is its volume."""
+def signed_volumes(vertices: NDArray, faces: NDArray) -> NDArray[np.float64]:
+    """(F,) volume of the tetrahedron of each face and the centre; the sum over a closed part is its volume."""
     centre = (vertices.min(axis=0) + vertices.max(axis=0)) / 2
-    a, b, c = ((vertices - centre)[faces[:, i]] for i in range(3))
-    return np.einsum("nd,nd->n", a, np.cross(b, c)) / 6.0
+    # Coordinate by coordinate: several times faster than rows of three on a mesh of millions of faces.
+    x, y, z = ((vertices[:, axis] - centre[axis])[faces.T] for axis in range(3))
+    volume = x[0] * (y[1] * z[2] - z[1] * y[2])
+    volume += y[0] * (z[1] * x[2] - x[1] * z[2])
+    volume += z[0] * (x[1] * y[2] - y[1] * x[2])
+    return volume / 6.0
 
 
 def kept_faces(vertices: NDArray, faces: NDArray, parts: Parts, mode: str) -> NDArray[np.bool_]:

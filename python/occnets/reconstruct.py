@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import time
@@ -15,17 +16,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-import occkernels
-from occnets.components import COMPONENT_MODES, compact, find_parts, kept_faces, mesh_statistics
-from occnets.field import Lattice, evaluate_lattice
-from occnets.fit import fit_to_points, vertex_normals
+from occnets.components import mesh_statistics
+from occnets.ensemble import EnsembleField, cube_symmetries
+from occnets.extraction import extract_surface
+from occnets.finish import EmptyReconstructionError, Surface, finish_surface
 from occnets.io import PointCloud
-from occnets.normalize import OUTLIER_MODES, CleanCloud, clean_cloud, subsample
+from occnets.memory import chunk_within, query_bytes
+from occnets.normalize import CleanCloud, clean_cloud, subsample
+from occnets.refine import Refinement, RefineOptions, refine_vertices
+from occnets.settings import ReconstructionConfig, settings_from
 
 if TYPE_CHECKING:
     import trimesh
+
+__all__ = [
+    "EmptyReconstructionError",
+    "Progress",
+    "Reconstruction",
+    "ReconstructionConfig",
+    "Reconstructor",
+    "cube_symmetries",
+    "pick_device",
+    "trained_range",
+]
 
 Progress = Callable[[str, int, int], None]
 
@@ -34,63 +48,7 @@ DEFAULT_POINTS = 50_000
 
 _CLOUD_INPUTS = ("pointcloud", "partial_pointcloud")
 _PADDING = 0.1  # queries live in the unit cube enlarged by this, if the model's configuration does not say
-_OUTSIDE = -1e6  # the logit around the lattice: whatever reaches its border is closed there
-_EDGE_MARGIN = 1e-3  # cells; keeps vertices of different edges apart when they are rounded or merged later
-
-
-class EmptyReconstructionError(ValueError):
-    """The network sees no surface, so there is no mesh to return."""
-
-
-@dataclass(frozen=True)
-class ReconstructionConfig:
-    """Options of a reconstruction.
-
-    Attributes:
-        resolution: lattice cells along a side of the padded cube.
-        threshold: occupancy probability of the surface, in (0, 1); None takes the model's.
-        max_points: at most so many points are given to the network, drawn at random; None takes the model's maximum.
-        seed: of every random choice.
-        ensemble: average over so many orientations of the input (1 to 48, cube rotations and reflections); costs
-            that many times the network's time. None takes the model's ``test.ensemble``, or 1.
-        fit: move the surface onto the points afterwards, see `occnets.fit`.
-        outliers: ``"auto"``, ``"strong"`` or ``"off"``, see `occnets.normalize.clean_cloud`.
-        components: ``"clean"`` drops crumbs, ``"largest"`` keeps one body, ``"all"`` keeps everything.
-        normals: compute vertex normals from the field's gradient.
-        chunk: queries in one call of the network.
-    """
-
-    resolution: int = 128
-    threshold: float | None = None
-    max_points: int | None = None
-    seed: int = 0
-    ensemble: int | None = None
-    fit: bool = True
-    outliers: str = "auto"
-    components: str = "clean"
-    normals: bool = False
-    chunk: int = 100_000
-
-    def __post_init__(self) -> None:
-        for name, low, high in (("resolution", 8, 2048), ("ensemble", 1, 48), ("chunk", 1, 2**31), ("seed", 0, 2**63)):
-            value = getattr(self, name)
-            if value is None and name == "ensemble":
-                continue
-            if not isinstance(value, (int, np.integer)) or not low <= value <= high:
-                raise ValueError(
-                    f"ReconstructionConfig: `{name}` must be a whole number from {low} to {high}, got {value}"
-                )
-        if self.max_points is not None and self.max_points < 32:
-            raise ValueError(f"ReconstructionConfig: `max_points` must be at least 32, got {self.max_points}")
-        if self.threshold is not None and not 0.0 < self.threshold < 1.0:
-            raise ValueError(
-                f"ReconstructionConfig: `threshold` is a probability between 0 and 1, got {self.threshold}"
-            )
-        for name, choices in (("outliers", OUTLIER_MODES), ("components", COMPONENT_MODES)):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"ReconstructionConfig: `{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
-                )
+_REFINE_RESOLUTION = 128  # what the family's learning rate is made for; finer lattices take shorter steps
 
 
 @dataclass(frozen=True)
@@ -200,7 +158,7 @@ class Reconstructor:
             EmptyReconstructionError: the network sees no surface.
             ValueError: an option is out of range.
         """
-        settings = _settings(config, options)
+        settings = settings_from(config, options)
         start = time.perf_counter()
         clock = _Clock(self.device)
         notes = list(points.notes) if isinstance(points, PointCloud) else []
@@ -213,40 +171,56 @@ class Reconstructor:
         notes += [*clean.warnings, *self._range_warnings(len(clean.points), clean.noise)]
         level, threshold = self._level(settings.threshold)
         ensemble = settings.ensemble or int((self.config.get("test") or {}).get("ensemble") or 1)
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference mode: refinement differentiates through the features
             with clock.stage("encode"):
-                decode = _Ensemble(self.model, unit, ensemble)
-            with clock.stage("evaluate"):
-                lattice = evaluate_lattice(
-                    decode,
-                    settings.resolution,
-                    1.0 + float((self.config.get("data") or {}).get("padding", _PADDING)),
-                    level,
-                    near=unit,
-                    chunk=settings.chunk,
-                    progress=None if progress is None else lambda done, total: progress("evaluate", done, total),
-                )
+                field = EnsembleField(self.model, unit, ensemble)
             with clock.stage("extract"):
-                extracted = _extract(lattice, level, threshold, settings.normals)
-                notes += _border_warning(lattice, level)
-        with clock.stage("finish"):
-            mesh, removed = _finish(*extracted, clean, settings)
-            stats = {
-                "input": _input_statistics(raw, clean, len(chosen)),
-                "settings": {
-                    **dataclasses.asdict(settings),
-                    "threshold": threshold,
-                    "max_points": int(limit),
-                    "ensemble": ensemble,
-                },
-                "field": {"nodes": lattice.values.numel(), "evaluated": lattice.evaluated},
-                "mesh": {
-                    **mesh_statistics(np.asarray(mesh.vertices), np.asarray(mesh.faces)),
-                    "removed_components": removed,
-                },
-            }
+                box = 1.0 + float((self.config.get("data") or {}).get("padding", _PADDING))
+                report = None if progress is None else functools.partial(progress, "evaluate")
+                surface, facts, remarks = extract_surface(field, settings, level, box, unit, report)
+            with clock.stage("finish"):
+                refine = self._refinement(field, settings, threshold, ensemble, progress)
+                # All points, not only those the network saw: dense scans place the surface better than any network.
+                finish_surface(surface, settings, clean.frame.to_unit(clean.points), refine)
+                mesh = _mesh(surface, clean)
+        stats = {
+            "input": _input_statistics(raw, clean, len(chosen)),
+            "settings": {
+                **dataclasses.asdict(settings),
+                "threshold": threshold,
+                "max_points": int(limit),
+                "ensemble": ensemble,
+            },
+            "field": facts,
+            "mesh": {**mesh_statistics(np.asarray(mesh.vertices), np.asarray(mesh.faces)), **surface.facts},
+        }
         clock.seconds["total"] = time.perf_counter() - start
-        return Reconstruction(mesh, stats, clock.seconds, tuple(notes), chosen)
+        return Reconstruction(mesh, stats, clock.seconds, (*notes, *remarks, *surface.notes), chosen)
+
+    def _refinement(
+        self,
+        field: EnsembleField,
+        settings: ReconstructionConfig,
+        threshold: float,
+        ensemble: int,
+        progress: Progress | None,
+    ) -> Callable[[NDArray[np.float64], NDArray[np.int64]], Refinement]:
+        """Moves vertices into the field."""
+        each = ensemble * query_bytes(self.model, kept=True)
+        plain = RefineOptions()
+        options = dataclasses.replace(
+            plain,
+            steps=settings.refine,
+            learning_rate=plain.learning_rate * min(1.0, _REFINE_RESOLUTION / settings.resolution),
+            seed=settings.seed,
+            chunk=chunk_within(settings.memory, each, plain.chunk),
+        )
+        report = None if progress is None else functools.partial(progress, "refine")
+
+        def refine(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> Refinement:
+            return refine_vertices(vertices, faces, field, threshold, options, device=self.device, progress=report)
+
+        return refine
 
     def _level(self, threshold: float | None) -> tuple[float, float]:
         """The surface's logit and probability."""
@@ -298,95 +272,12 @@ def trained_range(config: Mapping[str, Any], key: str, default: float) -> tuple[
     return min(values), max(values)
 
 
-def _settings(config: ReconstructionConfig | None, options: dict[str, Any]) -> ReconstructionConfig:
-    known = {entry.name for entry in dataclasses.fields(ReconstructionConfig)}
-    if unknown := sorted(set(options) - known):
-        raise ValueError(f"reconstruct: unknown option {', '.join(unknown)}; there are {', '.join(sorted(known))}")
-    return dataclasses.replace(config or ReconstructionConfig(), **options)
-
-
-def cube_symmetries() -> NDArray[np.float32]:
-    """(48, 3, 3) orthogonal matrices: the identity, 23 more rotations of the cube, then 24 reflections.
-
-    Each half is in a fixed mixed order, so that any few of them look in different directions.
-    """
-    matrices = []
-    for axes in ((0, 1, 2), (1, 2, 0), (2, 0, 1), (0, 2, 1), (2, 1, 0), (1, 0, 2)):
-        for signs in range(8):
-            matrix = np.zeros((3, 3), dtype=np.float32)
-            for row, axis in enumerate(axes):
-                matrix[row, axis] = -1.0 if signs >> row & 1 else 1.0
-            matrices.append(matrix)
-    proper = [m for m in matrices if np.linalg.det(m) > 0]
-    mirrored = [m for m in matrices if np.linalg.det(m) < 0]
-    # 7 steps of 24 visit every element once and change axes and signs each time.
-    mixed = [group[(7 * i) % 24] for group in (proper, mirrored) for i in range(24)]
-    return np.stack(mixed)
-
-
-class _Ensemble:
-    """Mean logits over orientations: each turned cloud is encoded once, queries turn with it."""
-
-    def __init__(self, model: Any, points: Tensor, count: int) -> None:
-        self.model = model
-        turns = torch.from_numpy(cube_symmetries()[:count]).to(points.device)
-        self.members = [(turn, model.encode((points @ turn.T)[None])) for turn in turns]
-
-    def __call__(self, query: Tensor) -> Tensor:
-        total = torch.zeros(len(query), device=query.device)
-        for turn, features in self.members:
-            total += self.model.decode((query @ turn.T)[None], features)[0].float()
-        return total / len(self.members)
-
-
-def _extract(
-    lattice: Lattice, level: float, threshold: float, normals: bool
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64] | None]:
-    """Vertices in the unit cube (float64), faces, normals."""
-    bad = int((~torch.isfinite(lattice.values)).sum())
-    if bad:
-        raise ValueError(f"the network returned {bad} values that are NaN or infinite; the weights are damaged")
-    low, high = lattice.values.aminmax()
-    if not float(low) <= level < float(high):
-        side, change = ("outside", "lower") if float(high) <= level else ("inside", "higher")
-        raise EmptyReconstructionError(
-            f"no surface found: at threshold {threshold:g} the network takes everything for {side}; "
-            f"try a {change} --threshold, more points, or another model"
-        )
-    batch = occkernels.marching_cubes(
-        lattice.values, level, normals=normals, edge_margin=_EDGE_MARGIN, pad_value=_OUTSIDE
-    )
-    cells = lattice.values.shape[0] - 1
-    vertices = lattice.box * (batch.vertices.double().cpu().numpy() / cells - 0.5)
-    directions = None if batch.normals is None else batch.normals.double().cpu().numpy()
-    return vertices, batch.faces.cpu().numpy(), directions
-
-
-def _border_warning(lattice: Lattice, level: float) -> list[str]:
-    inside = lattice.values > level
-    if not any(bool(inside.select(axis, end).any()) for axis in range(3) for end in (0, -1)):
-        return []
-    return ["the surface reaches the border of the model's cube and was closed there; stray points may spoil the scale"]
-
-
-def _finish(
-    vertices: NDArray, faces: NDArray, normals: NDArray | None, clean: CleanCloud, settings: ReconstructionConfig
-) -> tuple[trimesh.Trimesh, int]:
-    """Drop unwanted parts, fit to the points, map to input units; returns the mesh and how many parts went."""
+def _mesh(surface: Surface, clean: CleanCloud) -> trimesh.Trimesh:
+    """The surface in the units and frame of the input."""
     import trimesh
 
-    parts = find_parts(vertices, faces)
-    keep = kept_faces(vertices, faces, parts, settings.components)
-    if not keep.any() or not (parts.volumes > 0).any():
-        raise EmptyReconstructionError("no usable surface found: what the network sees encloses no volume")
-    removed = len(parts.faces) - len(np.unique(parts.labels[keep]))
-    vertices, faces, (normals,) = compact(vertices, faces[keep], normals)
-    if settings.fit:
-        # All points, not only those the network saw: dense scans place the surface better than any network.
-        vertices = fit_to_points(vertices, faces, clean.frame.to_unit(clean.points))
-        normals = None if normals is None else vertex_normals(vertices, faces)
-    mesh = trimesh.Trimesh(clean.frame.to_input(vertices), faces, vertex_normals=normals, process=False)
-    return mesh, removed
+    vertices = clean.frame.to_input(surface.vertices)
+    return trimesh.Trimesh(vertices, surface.faces, vertex_normals=surface.normals, process=False)
 
 
 def _input_statistics(raw: NDArray, clean: CleanCloud, used: int) -> dict[str, Any]:

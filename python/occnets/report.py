@@ -65,9 +65,20 @@ def summary(record: Mapping[str, Any]) -> list[str]:
         f"{'watertight' if mesh['watertight'] else 'NOT watertight'}, {mesh['components']} "
         f"component{'s' * (mesh['components'] != 1)}"
         + (f" ({mesh['removed_components']} removed)" if mesh["removed_components"] else ""),
+        *_changes(mesh),
         f"        volume {mesh['volume']:.6g}, area {mesh['area']:.6g}, size {_triple(mesh['size'])}",
         f"        bounds {_bounds(*mesh['bounds'])}",
     ]
+
+
+def _changes(mesh: Mapping[str, Any]) -> list[str]:
+    """What refinement and simplification did, if they were asked for."""
+    found = []
+    if refined := mesh.get("refinement"):
+        found.append(f"refined: loss {refined['before']:.3g} to {refined['after']:.3g}")
+    if "simplified_from" in mesh:
+        found.append(f"simplified from {mesh['simplified_from']:,} faces")
+    return [f"        {', '.join(found)}"] if found else []
 
 
 def _triple(values: Any) -> str:
@@ -132,4 +143,6 @@ def _value(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, (list, tuple)):
         return ", ".join(_value(item) if not isinstance(item, (list, tuple)) else f"({_value(item)})" for item in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key.replace('_', ' ')} {_value(item)}" for key, item in value.items())
     return "" if value is None else str(value)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""marching_cubes: the table's proofs, manifold output on any field, native = reference, contract."""
+"""marching_cubes: the table's proofs, geometry, native = reference, contract."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import scipy.sparse.csgraph
 import torch
 import torch.nn.functional as F
+from mesh_checks import random_fields, signed_volume, to_cpu
 from torch import Tensor
 
 from occkernels import reference_mc
 from occkernels._marching_cubes_table import CASES
 from occkernels._native import load
 from occkernels.marching_cubes import marching_cubes
-from occkernels.mesh import MeshBatch
 
 GENERATOR = Path(__file__).resolve().parents[2] / "csrc" / "math" / "generate_marching_cubes.py"
 
@@ -110,96 +109,7 @@ def test_all_pairs_of_neighbouring_cells_match_on_their_face(axis: int, generato
         assert ours == theirs, (first, second)
 
 
-# ---------------------------------------------------------------------------------------------- manifold output
-
-
-def packed(batch: MeshBatch) -> Tensor:
-    """Faces with indices into all vertices."""
-    mesh = torch.repeat_interleave(torch.arange(batch.face_offsets.numel() - 1), batch.face_offsets.diff())
-    return batch.faces + batch.vertex_offsets[mesh, None]
-
-
-def half_edges(faces: Tensor, vertices: int) -> tuple[Tensor, Tensor]:
-    """Keys of the directed sides (3F,) and of the same sides walked the other way."""
-    start, end = faces.flatten(), faces.roll(-1, 1).flatten()
-    return start * vertices + end, end * vertices + start
-
-
-def assert_manifold(batch: MeshBatch, *, closed: bool) -> None:
-    """Every side has one opposite (at most one if open) and the triangles around a vertex form one disc."""
-    count = batch.vertices.shape[0]
-    faces = packed(batch)
-    assert faces.numel() == 0 or (int(faces.min()) >= 0 and int(faces.max()) < count)
-    forward, backward = half_edges(faces, count)
-    order = forward.argsort()
-    keys = forward[order]
-    assert keys.unique().numel() == keys.numel(), "a directed edge is used twice"
-    place = torch.searchsorted(keys, backward).clamp(max=max(keys.numel() - 1, 0))
-    paired = keys[place] == backward if keys.numel() else torch.zeros(0, dtype=torch.bool)
-    assert bool(paired.all()) or not closed, "an edge has one triangle only"
-    # Corner k starts side k at its vertex; turning about the vertex leads to the corner that starts the opposite of the
-    # side before. Rings of corners never leave their vertex, so one ring a vertex means as many rings as vertices.
-    corner = faces.flatten()
-    before = torch.arange(corner.numel()).view(-1, 3).roll(1, 1).flatten()
-    source, target = torch.arange(corner.numel())[paired[before]], order[place][before][paired[before]]
-    assert torch.equal(corner[source], corner[target])
-    links = scipy.sparse.coo_matrix((torch.ones(source.numel()), (source, target)), shape=(corner.numel(),) * 2)
-    rings = scipy.sparse.csgraph.connected_components(links, directed=False)[0] if corner.numel() else 0
-    assert corner.unique().numel() == count == rings, "a vertex is unused or joins two sheets"
-
-
-def random_fields(kind: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    if kind == "normal":
-        return torch.randn(shape, generator=generator)
-    top = {"binary": 2, "with equal": 3}[kind]
-    return torch.randint(0, top, shape, generator=generator).float() - (top - 1) / 2
-
-
-@pytest.mark.parametrize("kind", ["normal", "binary", "with equal"])
-@pytest.mark.parametrize("size", [3, 4, 5])
-def test_random_fields_give_closed_manifolds(kind: str, size: int) -> None:
-    fields = random_fields(kind, (300, size, size, size), size)
-    batch = marching_cubes(fields, pad_value=-1.0)
-    assert_manifold(batch, closed=True)
-    assert batch.faces.shape[0] > 300
-    assert_manifold(marching_cubes(fields), closed=False)
-    assert_manifold(marching_cubes(fields, pad_value=2.0), closed=True)
-
-
-def test_every_case_is_manifold_between_its_neighbours() -> None:
-    generator = torch.Generator().manual_seed(0)
-    fields = (torch.rand((256, 4, 4, 4, 4), generator=generator) > 0.5).float()
-    codes = torch.arange(256)[:, None] >> torch.arange(8) & 1
-    fields[:, :, 1:3, 1:3, 1:3] = codes.float().view(256, 1, 2, 2, 2)
-    assert_manifold(marching_cubes(fields.flatten(0, 1), 0.5, pad_value=0.0), closed=True)
-
-
-def test_open_only_where_the_surface_meets_the_border() -> None:
-    batch = marching_cubes(random_fields("normal", (20, 5, 6, 7), 1))
-    forward, backward = half_edges(packed(batch), batch.vertices.shape[0])
-    alone = ~torch.isin(backward, forward)
-    ends = packed(batch).flatten()[alone]
-    position = batch.vertices[ends]
-    top = torch.tensor([4.0, 5.0, 6.0])
-    assert bool(((position == 0) | (position == top)).any(1).all())
-
-
-def test_the_inside_stays_connected_across_an_ambiguous_face() -> None:
-    volume = torch.zeros(4, 4, 3)
-    volume[1, 1, 1] = volume[2, 2, 1] = 1
-    mesh = marching_cubes(volume, 0.5).mesh(0)
-    edges = torch.cat([mesh.faces, mesh.faces.roll(-1, 1)], 0).sort(1).values
-    euler = mesh.vertices.shape[0] - mesh.faces.shape[0] * 3 // 2 + mesh.faces.shape[0]
-    assert edges.numel() > 0 and euler == 2  # one sphere; two apart would make 4
-
-
 # ---------------------------------------------------------------------------------------------------- geometry
-
-
-def signed_volume(vertices: Tensor, faces: Tensor) -> float:
-    a, b, c = (vertices.double()[faces[:, i]] for i in range(3))
-    return float((a * torch.linalg.cross(b, c)).sum() / 6)
 
 
 def ball(size: int, radius: float = 0.7, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -208,7 +118,8 @@ def ball(size: int, radius: float = 0.7, dtype: torch.dtype = torch.float32) -> 
 
 
 def test_sphere_is_placed_oriented_and_has_normals() -> None:
-    vertices, faces, normals = marching_cubes(ball(64), normals=True).mesh(0)
+    vertices, faces, normals, attributes = marching_cubes(ball(64), normals=True).mesh(0)
+    assert attributes is None
     assert normals is not None
     points = vertices / 63 * 2 - 1
     # Linear interpolation of the distance errs by h^2 / 8 / radius at most, h the grid's spacing.
@@ -222,7 +133,7 @@ def test_sphere_is_placed_oriented_and_has_normals() -> None:
 def test_single_node_gives_the_octahedron() -> None:
     volume = torch.full((3, 3, 3), -1.0)
     volume[1, 1, 1] = 1.0
-    vertices, faces, _ = marching_cubes(volume).mesh(0)
+    vertices, faces = marching_cubes(volume).mesh(0)[:2]
     # Owning nodes in row-major order: (0,1,1) x, (1,0,1) y, (1,1,0) z, then (1,1,1) x, y, z.
     expected = [[0.5, 1, 1], [1, 0.5, 1], [1, 1, 0.5], [1.5, 1, 1], [1, 1.5, 1], [1, 1, 1.5]]
     assert vertices.tolist() == expected
@@ -278,15 +189,17 @@ def test_infinite_values_do_not_attract() -> None:
     "shape", [(1, 2, 2, 2), (3, 1, 4, 1), (2, 5, 1, 70), (2, 3, 4, 64), (1, 4, 3, 65), (2, 3, 3, 200)]
 )
 @pytest.mark.parametrize("pad_value", [None, -1.0, -math.inf, 0.5])
-def test_same_as_reference(dtype: torch.dtype, shape: tuple[int, ...], pad_value: float | None) -> None:
+def test_same_as_reference(dtype: torch.dtype, shape: tuple[int, ...], pad_value: float | None, device: str) -> None:
     for kind, level in (("normal", 0.1), ("with equal", 0.0)):
         volume = random_fields(kind, shape, sum(shape)).to(dtype)
         volume[..., ::7] = math.inf
         volume[..., 3::11] = -math.inf
-        ours = marching_cubes(volume, level, normals=True, pad_value=pad_value)
+        ours = to_cpu(marching_cubes(volume.to(device), level, normals=True, pad_value=pad_value))
         theirs = reference_mc.marching_cubes(volume, level, normals=True, pad_value=pad_value)
         for name, a, b in zip(ours._fields, ours, theirs, strict=True):
-            if name == "normals":  # sums of three products may round differently
+            if name == "attributes":
+                assert a is b is None
+            elif name == "normals":  # sums of three products may round differently
                 torch.testing.assert_close(a, b)
             else:
                 assert a.dtype == b.dtype and torch.equal(a, b), name
@@ -316,7 +229,7 @@ def test_same_bits_for_any_number_of_threads_and_any_run() -> None:
         torch.set_num_threads(count)
         results.append(marching_cubes(volume, normals=True, pad_value=-1.0))
     for result in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+        assert all(a is b is None or torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
 
 def digest(volume: Tensor) -> str:
@@ -349,7 +262,7 @@ def test_batches_are_their_members() -> None:
     for index in range(4):
         alone = marching_cubes(volume[index], normals=True)
         for a, b in zip(batch.mesh(index), alone.mesh(0), strict=True):
-            assert torch.equal(a, b)
+            assert a is b is None or torch.equal(a, b)
     assert batch.mesh(1).vertices.shape == batch.mesh(2).faces.shape == (0, 3)
     with pytest.raises(IndexError, match="0..3"):
         batch.mesh(4)
@@ -394,14 +307,14 @@ def test_nan_is_found_anywhere(dtype: torch.dtype, place: int) -> None:
         marching_cubes(volume)
 
 
-def test_not_differentiable() -> None:
-    batch = marching_cubes(ball(8).requires_grad_(), normals=True)
-    assert not any(part.requires_grad for part in batch)
-
-
 def test_opcheck() -> None:
     volume = random_fields("normal", (2, 4, 5, 6), 13)
-    for arguments in ((volume, 0.0, True, 1e-4, None), (volume.double(), 0.1, False, 0.0, -1.0)):
+    values = volume.unsqueeze(-1) * torch.arange(3.0)
+    for arguments in (
+        (volume, None, 0.0, True, 1e-4, None),
+        (volume.double(), values.double(), 0.1, False, 0.0, -1.0),
+        (volume.requires_grad_(), values.requires_grad_(), 0.1, False, 1e-4, None),
+    ):
         torch.library.opcheck(torch.ops.occkernels.marching_cubes.default, arguments)
 
 

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from mesh_checks import sparse_to, to_cpu
 from torch import Tensor
 
 from occkernels import MeshBatch, SparseVolume, marching_cubes, marching_cubes_sparse
@@ -58,10 +59,13 @@ def assert_same(ours: MeshBatch, theirs: MeshBatch) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("nodes", [1, 2, 3, 7, 8, 9, 16, 17])
 @pytest.mark.parametrize("pad_value", [None, -1.0, -math.inf, 0.5])
-def test_same_as_dense_where_everything_is_known(dtype: torch.dtype, nodes: int, pad_value: float | None) -> None:
+def test_same_as_dense_where_everything_is_known(
+    dtype: torch.dtype, nodes: int, pad_value: float | None, device: str
+) -> None:
     volume = random_volume(nodes, 2, nodes, dtype)
     dense = marching_cubes(volume, 0.1, normals=True, pad_value=pad_value)
-    sparse = marching_cubes_sparse(SparseVolume.from_dense(volume), 0.1, normals=True, pad_value=pad_value)
+    bricks = SparseVolume.from_dense(volume.to(device))
+    sparse = to_cpu(marching_cubes_sparse(bricks, 0.1, normals=True, pad_value=pad_value))
     assert torch.equal(dense.face_offsets, sparse.face_offsets)
     if nodes == 1 and pad_value is None:
         assert sparse.vertices.shape == (0, 3)
@@ -74,7 +78,7 @@ def test_same_as_dense_where_everything_is_known(dtype: torch.dtype, nodes: int,
 
 @pytest.mark.parametrize("pad_value", [None, -1.0, 0.5])
 @pytest.mark.parametrize("nodes", [2, 9, 16, 21, 24])
-def test_same_as_reference_on_random_subsets(nodes: int, pad_value: float | None) -> None:
+def test_same_as_reference_on_random_subsets(nodes: int, pad_value: float | None, device: str) -> None:
     for seed, dtype in enumerate(DTYPES):
         volume = random_volume(nodes, 3, seed, dtype)
         generator = torch.Generator().manual_seed(seed)
@@ -85,7 +89,7 @@ def test_same_as_reference_on_random_subsets(nodes: int, pad_value: float | None
         single = torch.rand(volume.shape, generator=generator) < (0.0 if seed == 0 else 0.05)
         volume[~bricks | single] = math.nan
         sparse = SparseVolume.from_dense(volume)
-        ours = marching_cubes_sparse(sparse, 0.1, normals=True, pad_value=pad_value)
+        ours = to_cpu(marching_cubes_sparse(sparse_to(sparse, device), 0.1, normals=True, pad_value=pad_value))
         theirs = reference(sparse, 0.1, normals=True, pad_value=pad_value)
         assert_same(ours, theirs)
         assert len(ours.faces) > 0 or nodes == 2
@@ -98,3 +102,53 @@ def test_every_vertex_is_used_and_no_face_needs_an_unknown_node() -> None:
     assert torch.equal(batch.faces.unique(), torch.arange(len(batch.vertices)))
     low, high = batch.vertices.floor().long(), batch.vertices.ceil().long()
     assert not bool(volume[0][tuple(low.T)].isnan().any() | volume[0][tuple(high.T)].isnan().any())
+
+
+@pytest.mark.parametrize("function", [marching_cubes_sparse, reference])
+def test_wrong_arguments_are_told(function: object) -> None:
+    sparse = SparseVolume.from_dense(random_volume(20, 1, 1))
+
+    def changed(keys: Tensor) -> SparseVolume:
+        return SparseVolume(keys, sparse.values, 20, 1)
+
+    cases = [
+        (TypeError, "SparseVolume.*Tensor.*marching_cubes", sparse.values, {}),
+        (ValueError, "keys.*27.*got 0 at 1", changed(sparse.keys.clone().index_fill_(0, torch.tensor(1), 0)), {}),
+        (ValueError, "keys.*27.*got 25 at 1", changed(sparse.keys.flip(0)), {}),
+        (ValueError, "keys.*27.*got -1 at 0", changed(sparse.keys - 1), {}),
+        (ValueError, "keys.*27.*got 27 at 26", changed(sparse.keys + 1), {}),
+        (ValueError, "level.*finite", sparse, {"level": math.nan}),
+        (ValueError, "edge_margin", sparse, {"edge_margin": -0.1}),
+        (ValueError, "pad_value", sparse, {"pad_value": math.nan}),
+    ]
+    for error, pattern, volume, options in cases:
+        with pytest.raises(error, match=pattern):
+            function(volume, **options)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("pad_value", [None, -1.0])
+def test_no_bricks_give_empty_meshes(pad_value: float | None, device: str) -> None:
+    empty = SparseVolume(
+        torch.zeros(0, dtype=torch.int64, device=device), torch.zeros(0, 8, 8, 8, device=device), 65, 2
+    )
+    batch = marching_cubes_sparse(empty, normals=True, pad_value=pad_value)
+    assert batch.vertices.shape == batch.faces.shape == (0, 3)
+    assert batch.vertex_offsets.tolist() == batch.face_offsets.tolist() == [0, 0, 0]
+
+
+def test_strided_values() -> None:
+    sparse = SparseVolume.from_dense(random_volume(17, 1, 3))
+    turned = SparseVolume(sparse.keys, sparse.values.transpose(1, 3), 17, 1)
+    copied = SparseVolume(sparse.keys, turned.values.contiguous(), 17, 1)
+    assert_same(marching_cubes_sparse(turned), marching_cubes_sparse(copied))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
+def test_same_bits_on_both_devices() -> None:
+    sparse = SparseVolume.from_dense(random_volume(64, 2, 7).masked_fill(torch.rand(2, 64, 64, 64) < 0.01, math.nan))
+    cpu = marching_cubes_sparse(sparse, 0.1, normals=True, pad_value=-1.0)
+    cuda = marching_cubes_sparse(sparse_to(sparse, "cuda"), 0.1, normals=True, pad_value=-1.0)
+    assert_same(to_cpu(cuda), cpu)
+    for a, b in zip(cpu[:5], to_cpu(cuda)[:5], strict=True):
+        assert torch.equal(a, b)  # type: ignore[arg-type]

@@ -70,14 +70,14 @@ def test_reconstruct_tells_everything(
     assert record["statistics"]["mesh"]["watertight"] is True
     assert record["statistics"]["mesh"]["volume"] == pytest.approx(4 / 3 * np.pi * 27, rel=0.01)
     np.testing.assert_allclose(np.linalg.norm(mesh.points - [100, 0, 0], axis=1), 3.0, atol=0.01)
-    assert {"read", "load", "prepare", "encode", "evaluate", "extract", "finish", "render", "write", "total"} <= set(
+    assert {"read", "load", "prepare", "encode", "extract", "finish", "render", "write", "total"} <= set(
         record["timings"]
     )
     assert record["settings"]["resolution"] == 32 and record["settings"]["threshold"] == 0.5
     assert record["versions"]["torch"] == torch.__version__ and record["model"]["name"] == cli.DEFAULT_MODEL
     for text in ("2,000 points", "watertight, 1 component", "volume 112.", "bounds (97.00", "written "):
         assert text in said.err, said.err
-    assert re.search(r"evaluate \d+\.\d\d", said.err), said.err
+    assert re.search(r"extract \d+\.\d\d", said.err), said.err
     assert png.read_bytes().startswith(b"\x89PNG")
     page = html.read_text()
     assert "data:image/png;base64,iVBOR" in page and "watertight" in page and 'src="http' not in page
@@ -127,6 +127,36 @@ def test_mesh_input_sampled_and_options_reach_the_network(
     assert "holds points only" in capsys.readouterr().err
 
 
+def test_mesh_options(scan: Path, tmp_path: Path, model: list[Any], capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("fast_simplification")
+    words = ("reconstruct", scan, "-o", tmp_path / "m.ply", "--resolution", 24, "--no-fit", "--json")
+    assert run(*words, "--simplify", 300, "--refine", 4, "--normals", "--memory", "1G") == 0
+    said = capsys.readouterr()
+    record = json.loads(said.out)
+    mesh = record["statistics"]["mesh"]
+    assert mesh["faces"] == 300 and mesh["watertight"] and mesh["problems"] == []
+    assert record["settings"] | {"refine": 4, "simplify": 300, "memory": 2**30, "normals": True} == record["settings"]
+    assert re.search(r"refined: loss \S+ to \S+, simplified from [\d,]+ faces", said.err), said.err
+    assert read_mesh(tmp_path / "m.ply").normals is not None
+    assert run(*words, "--simplify", 0.5, "--report", tmp_path / "r.html", "--refine") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["settings"]["refine"] == 30 and record["settings"]["simplify"] == 0.5
+    page = (tmp_path / "r.html").read_text()
+    assert "simplified from" in page and "best step" in page
+    with pytest.raises(SystemExit) as stop:
+        run(*words, "--simplify", "many")
+    assert stop.value.code == 2 and "a number of faces or a share below 1, got 'many'" in capsys.readouterr().err
+
+
+def test_progress_shows_each_stage(
+    scan: Path, tmp_path: Path, model: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert run("reconstruct", scan, "-o", tmp_path / "m.ply", "--resolution", 16, "--refine", 2) == 0
+    said = capsys.readouterr().err
+    assert "evaluate: " in said and "refine: " in said
+
+
 def test_precision_warnings(tmp_path: Path, model: list[Any], capsys: pytest.CaptureFixture) -> None:
     write_mesh(tmp_path / "utm.ply", PointCloud(sphere_points(radius=4.0, center=(548752.0, 4176973.0, 190.0))))
     for ending, text in ((".stl", "warning: STL stores 32-bit"), (".glb", "warning: GLB stores 32-bit"), (".ply", "")):
@@ -150,7 +180,9 @@ def test_models_and_info(capsys: pytest.CaptureFixture, monkeypatch: pytest.Monk
     assert any(re.match(r"convonet-grid +[\d,]+ parameters +pointcloud", line) for line in lines)
     assert run("models", "--json") == 0
     rows = json.loads(capsys.readouterr().out)
-    assert {"name", "pretrained", "parameters", "input", "card"} == set(rows[0]) and len(rows) == len(lines) == 2
+    assert {"name", "pretrained", "parameters", "input", "card", "missing"} == set(rows[0]) and len(rows) == len(
+        lines
+    ) == 2
     assert run("info", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["torch"] == torch.__version__ and ".las" in facts["reads"]
@@ -210,6 +242,10 @@ def test_bad_inputs_give_one_line_and_no_file(
         (["-o", "{}/m.ply", "--report", "{}/r.pdf"], "occnets writes .htm, .html, .json"),
         (["-o", "{}/m.ply", "--resolution", "2"], "`resolution` must be a whole number from 8"),
         (["-o", "{}/m.ply", "--threshold", "1.5"], "`threshold` is a probability"),
+        (["-o", "{}/m.ply", "--simplify", "1"], "`simplify` must be a share between 0 and 1 or a number of faces"),
+        (["-o", "{}/m.ply", "--refine", "-3"], "`refine` must be a whole number from 0"),
+        (["-o", "{}/m.ply", "--memory", "much"], "such as 500M or 4G; got 'much'"),
+        (["-o", "{}/m.ply", "--memory", "1M"], "`memory` must be at least 64M"),
     ],
 )
 def test_outputs_and_options_are_checked_before_the_work(

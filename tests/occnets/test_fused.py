@@ -33,7 +33,13 @@ QUERY = torch.rand(2, 300, 3, generator=torch.Generator().manual_seed(1)) * 1.2 
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"leaky": True}, {"concat_feat": True, "num_maps": 4}, {"registration": "cells", "padding": 0.0}, {"n_blocks": 0}],
+    [
+        {},
+        {"leaky": True},
+        {"concat_feat": True, "num_maps": 4},
+        {"registration": "cells", "padding": 0.0},
+        {"n_blocks": 0},
+    ],
 )
 def test_the_fused_field_is_the_decoder(options: dict[str, Any]) -> None:
     decoder, maps = make(**options)

@@ -12,19 +12,24 @@ import numpy as np
 import pytest
 import torch
 
+import occkernels
 from fakes import CONFIG, FieldModel, SphereModel, ball, sphere_points
 from occnets.components import find_parts, is_watertight, mesh_statistics, winding_number
-from occnets.field import evaluate_lattice
+from occnets.config import load_config
+from occnets.ensemble import EnsembleField, Turn, cube_symmetries
+from occnets.extraction import extract_surface, lattice_of
+from occnets.finish import Surface, finish_surface
 from occnets.io import PointCloud, needs_doubles, read_mesh, write_mesh
+from occnets.models import build_model
 from occnets.normalize import DegenerateCloudError, clean_cloud, estimate_noise, subsample
 from occnets.reconstruct import (
     EmptyReconstructionError,
     ReconstructionConfig,
     Reconstructor,
-    cube_symmetries,
     pick_device,
     trained_range,
 )
+from occnets.refine import Refinement
 
 UTM = (548_752.25, 4_176_973.5, 190.125)
 
@@ -138,6 +143,9 @@ def test_wrong_shapes_and_options() -> None:
         "ensemble": 49,
         "max_points": 3,
         "outliers": "some",
+        "refine": -1,
+        "simplify": 2,
+        "memory": "63M",
     }.items():
         with pytest.raises(ValueError, match=f"`{option}`"):
             ReconstructionConfig(**{option: value})
@@ -198,76 +206,96 @@ def test_points_given_to_the_network() -> None:
 # --- the field -------------------------------------------------------------------------------------------------------
 
 
-def dense(field, resolution: int, box: float = 1.1) -> torch.Tensor:  # noqa: ANN001
+def dense(field, resolution: int, box: float = 1.1) -> occkernels.Mesh:  # noqa: ANN001
+    """The surface of a field that was evaluated everywhere."""
     axis = (box * (torch.arange(resolution + 1, dtype=torch.float64) / resolution - 0.5)).float()
-    return field(torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).reshape(-1, 3)).reshape(
-        (len(axis),) * 3
-    )
+    values = field(torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1))
+    return occkernels.marching_cubes(values, 0.0, edge_margin=1e-3, pad_value=-math.inf).mesh(0)
+
+
+def found(field, resolution: int, points: np.ndarray, **options) -> Surface:  # noqa: ANN001, ANN003
+    settings = ReconstructionConfig(resolution=resolution, fit=False, **options)
+    near = torch.from_numpy(points).float()
+    return extract_surface(EnsembleField(FieldModel(field), near, 1), settings, 0.0, 1.1, near)[0]
 
 
 def two_balls(query: torch.Tensor) -> torch.Tensor:
     return torch.maximum(ball((0.2, 0.1, -0.1), 0.3)(query), ball((-0.3, 0.1, 0.3), 0.11)(query))
 
 
-@pytest.mark.parametrize("resolution", [9, 30, 33, 48, 64])
-@pytest.mark.parametrize("level", [0.0, 0.05])
-def test_lattice_agrees_with_dense_evaluation(resolution: int, level: float) -> None:
-    lattice = evaluate_lattice(two_balls, resolution, 1.1, level, chunk=5000)
-    expected = dense(two_balls, resolution)
-    assert torch.equal(lattice.values > level, expected > level)
-    # Next to the surface every value must be the network's own, or vertices would move.
-    inside = expected > level
-    near = torch.zeros_like(inside)
-    for axis in range(3):
-        crossed = inside.narrow(axis, 0, resolution) ^ inside.narrow(axis, 1, resolution)
-        near.narrow(axis, 0, resolution).logical_or_(crossed)
-        near.narrow(axis, 1, resolution).logical_or_(crossed)
-    assert near.any() and torch.equal(lattice.values[near], expected[near])
-    if resolution == 64:
-        assert lattice.evaluated < 0.6 * expected.numel()
-    if resolution in (9, 33):
-        assert lattice.evaluated == expected.numel()
+FAR = np.full((1, 3), 0.54)
+"""A point near no surface."""
 
 
-def test_lattice_follows_the_surface_out_of_the_coarse_band() -> None:
-    # A rod thinner than a coarse cell hangs on a ball; no coarse node lies in it, and it crosses five coarse cells.
+@pytest.mark.parametrize("resolution", [8, 24, 33, 64, 100, 128])
+def test_surface_is_that_of_a_dense_evaluation(resolution: int) -> None:
+    surface, expected = found(two_balls, resolution, FAR), dense(two_balls, resolution)
+    # The same mesh in the same order, up to the rounding of coordinates.
+    np.testing.assert_array_equal(surface.faces, expected.faces.numpy())
+    place = 1.1 * (expected.vertices.double().numpy() / resolution - 0.5)
+    np.testing.assert_allclose(surface.vertices, place, rtol=0, atol=2e-7)
+
+
+def test_lattices_of_any_resolution() -> None:
+    for resolution in range(8, 2049):
+        initial, levels = lattice_of(resolution)
+        cells = initial * 2**levels
+        assert resolution <= cells < resolution + 2**levels and cells <= 1.04 * resolution, resolution
+        assert initial < 64 and (initial >= 32 or levels == 0)
+    assert [lattice_of(r) for r in (8, 62, 64, 128, 2048)] == [(8, 0), (62, 0), (32, 1), (32, 2), (32, 6)]
+
+
+def test_surface_is_followed_out_of_the_coarse_cells() -> None:
+    # A rod thinner than a coarse cell hangs on a ball and crosses many of them; no coarse node lies in it.
     def field(query: torch.Tensor) -> torch.Tensor:
-        rod = 0.012 - (query[:, 1:] - torch.tensor([0.0172, 0.0172])).abs().amax(dim=1)
-        return torch.maximum(ball((-0.3, 0.0, 0.0), 0.15)(query), torch.minimum(rod, 0.45 - query[:, 0].abs()))
+        rod = 0.006 - (query[..., 1:] - torch.tensor([0.0172, 0.0172])).abs().amax(dim=-1)
+        return torch.maximum(ball((-0.3, 0.0, 0.0), 0.15)(query), torch.minimum(rod, 0.45 - query[..., 0].abs()))
 
-    expected = dense(field, 64)
-    assert int((expected > 0)[::4, ::4, ::4][36 // 4 :].sum()) == 0 and bool((expected > 0)[50].any())
-    assert torch.equal(evaluate_lattice(field, 64, 1.1, 0.0).values > 0, expected > 0)
+    surface, expected = found(field, 128, FAR), dense(field, 128)
+    assert surface.vertices[:, 0].max() > 0.4
+    np.testing.assert_array_equal(surface.faces, expected.faces.numpy())
 
 
-def test_lattice_finds_thin_parts_near_points() -> None:
+def test_thin_parts_are_found_near_points() -> None:
     def field(query: torch.Tensor) -> torch.Tensor:
-        return 0.012 - (query - torch.tensor([0.0172, 0.0172, 0.0172])).abs().amax(dim=1)
+        return 0.012 - (query - torch.tensor([0.0172, 0.0172, 0.0172])).abs().amax(dim=-1)
 
-    assert not (evaluate_lattice(field, 64, 1.1, 0.0).values > 0).any()
-    near = torch.tensor([[0.0172, 0.0172, 0.0272]])
-    assert torch.equal(evaluate_lattice(field, 64, 1.1, 0.0, near=near).values > 0, dense(field, 64) > 0)
+    with pytest.raises(EmptyReconstructionError, match="everything for outside"):
+        found(field, 128, FAR)
+    surface = found(field, 128, np.array([[0.0172, 0.0172, 0.0272]]))
+    np.testing.assert_array_equal(surface.faces, dense(field, 128).faces.numpy())
 
 
-def test_lattice_chunks_progress_and_memory() -> None:
+def test_only_nodes_near_the_surface_are_evaluated() -> None:
     sizes: list[int] = []
-    seen: list[tuple[int, int]] = []
 
-    def decode(query: torch.Tensor) -> torch.Tensor:
-        if len(query) > 2000:
-            raise torch.OutOfMemoryError("too much")
-        sizes.append(len(query))
-        return two_balls(query)
+    def field(query: torch.Tensor) -> torch.Tensor:
+        sizes.append(query.shape[1])
+        return 30 * ball((0.0, 0.0, 0.0), 0.4)(query)
 
-    lattice = evaluate_lattice(
-        decode, 32, 1.1, 0.0, chunk=8000, progress=lambda done, total: seen.append((done, total))
+    seen: list[tuple[str, int, int]] = []
+    reconstructor = Reconstructor(FieldModel(field), CONFIG, "cpu")
+    result = reconstructor.reconstruct(
+        sphere_points(), resolution=128, chunk=5000, progress=lambda *now: seen.append(now)
     )
-    assert max(sizes) == 2000 and sum(sizes) == lattice.evaluated
-    assert seen[-1] == (lattice.evaluated,) * 2 and all(done <= total for done, total in seen)
-    with pytest.raises(torch.OutOfMemoryError):
-        evaluate_lattice(lambda query: decode(query.repeat(9, 1)), 32, 1.1, 0.0)
-    with pytest.raises(ValueError, match="`resolution` must be at least 2"):
-        evaluate_lattice(decode, 1, 1.1, 0.0)
+    facts = result.stats["field"]
+    assert facts["resolution"] == 128 and facts["nodes"] == 129**3 and facts["evaluated"] == sum(sizes)
+    assert facts["evaluated"] < 0.2 * facts["nodes"] and max(sizes) == 5000
+    assert seen[-1] == ("evaluate", sum(sizes), sum(sizes)) and all(done <= total for _, done, total in seen)
+
+
+def test_failed_allocations_are_repeated_with_smaller_chunks(caplog: pytest.LogCaptureFixture) -> None:
+    def field(query: torch.Tensor) -> torch.Tensor:
+        if query.shape[1] > 3000:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 30 * ball((0.0, 0.0, 0.0), 0.4)(query)
+
+    result = Reconstructor(FieldModel(field), CONFIG, "cpu").reconstruct(sphere_points(), resolution=32)
+    plain = Reconstructor(FieldModel(ball((0.0, 0.0, 0.0), 0.4)), CONFIG, "cpu")
+    assert "out of memory" in caplog.text
+    np.testing.assert_allclose(
+        result.mesh.vertices, plain.reconstruct(sphere_points(), resolution=32).mesh.vertices, atol=1e-5
+    )
 
 
 # --- ensemble --------------------------------------------------------------------------------------------------------
@@ -279,6 +307,50 @@ def test_cube_symmetries() -> None:
     assert len({turn.tobytes() for turn in turns + 0.0}) == 48
     np.testing.assert_allclose(np.linalg.det(turns), [1] * 24 + [-1] * 24, atol=1e-6)
     np.testing.assert_array_equal(turns @ turns.transpose(0, 2, 1), np.broadcast_to(np.eye(3), (48, 3, 3)))
+
+
+def test_turns_are_the_symmetries() -> None:
+    generator = torch.Generator().manual_seed(0)
+    points, values = torch.rand(5, 3, generator=generator), torch.rand(2, 8, 8, 8, generator=generator)
+    nodes = torch.arange(8.0) - 3.5
+    lattice = torch.stack(torch.meshgrid(nodes, nodes, nodes, indexing="ij"), dim=-1)
+    for matrix in cube_symmetries():
+        turn = Turn.from_matrix(matrix)
+        assert torch.equal(turn.points(points), points @ torch.from_numpy(matrix).T)
+        assert torch.equal(turn.back(turn.points(points)), points)
+        assert torch.equal(turn.cubes_back(turn.cubes(values)), values)
+        # A turned array has at a turned node what the array has at the node.
+        place = (turn.points(lattice) + 3.5).long()
+        assert torch.equal(turn.cubes(values)[:, place[..., 0], place[..., 1], place[..., 2]], values)
+
+
+@pytest.mark.parametrize("count", [1, 3, 30])
+def test_bricks_and_gradients_of_an_ensemble(count: int) -> None:
+    torch.manual_seed(0)
+    model = build_model(load_config("convonet-shapenet-3plane")).eval()
+    points = torch.rand(200, 3) - 0.5
+    with torch.no_grad():
+        field = EnsembleField(model, points, count)
+        corner = torch.tensor([[0, 8, 16], [56, 64, 0], [24, 32, 40]], dtype=torch.int32)
+        mask = torch.randint(-(2**62), 2**62, (3, 8))
+        spacing = 1.1 / 64
+        values = field.bricks(torch.zeros(3, dtype=torch.int64), corner, mask, spacing, -0.55).view(3, 8, 8, 8)
+        wanted = (mask[:, :, None] >> torch.arange(64) & 1).bool().view(3, 8, 8, 8)
+        assert torch.equal(~values.isnan(), wanted)
+        at = wanted.nonzero()
+        query = (-0.55 + spacing * (corner[at[:, 0]].double() + at[:, 1:])).float()[None]
+        plain = field(query)
+        torch.testing.assert_close(values[wanted], plain[0], rtol=1e-5, atol=1e-5)
+        turns = [torch.from_numpy(turn) for turn in cube_symmetries()[:count]]
+        single = [model.decode(query @ turn.T, model.encode((points @ turn.T)[None])) for turn in turns]
+        torch.testing.assert_close(plain, torch.stack(single).mean(dim=0), rtol=1e-4, atol=1e-4)
+    tracked = query.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(field(tracked).sum(), tracked)
+    found_value, found_slope = field.with_gradient(query)
+    torch.testing.assert_close(found_value.detach(), plain, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found_slope.detach(), slope, rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="must be centred"):
+        field.bricks(torch.zeros(3, dtype=torch.int64), corner, mask, spacing, -0.5)
 
 
 def test_ensemble_turns_queries_with_the_cloud() -> None:
@@ -328,7 +400,7 @@ def test_no_surface(value: float, message: str) -> None:
 
 def test_damaged_weights_and_inverted_fields() -> None:
     nan = FieldModel(lambda query: torch.full(query.shape[:2], math.nan))
-    with pytest.raises(ValueError, match="NaN or infinite; the weights are damaged"):
+    with pytest.raises(ValueError, match="returned NaN at .* check its weights"):
         Reconstructor(nan, CONFIG, "cpu").reconstruct(sphere_points(), resolution=16)
 
 
@@ -348,6 +420,72 @@ def test_vertices_stay_apart_when_rounded_and_merged() -> None:
     merged = mesh.copy()
     merged.merge_vertices()
     assert merged.is_watertight and len(merged.vertices) == len(mesh.vertices)
+
+
+# --- after extraction ------------------------------------------------------------------------------------------------
+
+
+def test_refined_simplified_and_with_normals() -> None:
+    pytest.importorskip("fast_simplification")
+    plain = sphere(fit=False)
+    seen: list[tuple[str, int, int]] = []
+    result = sphere(fit=False, refine=20, simplify=0.25, normals=True, progress=lambda *now: seen.append(now))
+    mesh = result.stats["mesh"]
+    assert mesh["simplified_from"] == plain.stats["mesh"]["faces"] and mesh["watertight"] and mesh["problems"] == []
+    assert mesh["faces"] == pytest.approx(mesh["simplified_from"] / 4, rel=0.01)
+    assert mesh["refinement"]["after"] < mesh["refinement"]["before"] and mesh["refinement"]["best_step"] > 0
+    assert [now for now in seen if now[0] == "refine"] == [("refine", step, 20) for step in range(1, 21)]
+    vertices, normals = np.asarray(result.mesh.vertices), np.asarray(result.mesh.vertex_normals)
+    assert np.abs(np.linalg.norm(vertices, axis=1) - 1.0).max() < 0.02
+    assert (normals * vertices).sum(axis=1).min() > 0.95
+    assert "refinement" not in plain.stats["mesh"] and "simplified_from" not in plain.stats["mesh"]
+
+
+def test_refinement_steps_follow_the_lattice(monkeypatch: pytest.MonkeyPatch) -> None:
+    from occnets import reconstruct
+
+    used: list[float] = []
+
+    def record(vertices, faces, field, threshold, options, **rest):  # noqa: ANN001, ANN003, ANN202
+        used.append(options.learning_rate)
+        return reconstruct.Refinement(vertices, 1.0, 1.0, 0)
+
+    monkeypatch.setattr(reconstruct, "refine_vertices", record)
+    reconstructor = Reconstructor(SphereModel(), CONFIG, "cpu")
+    for resolution in (64, 256):
+        result = reconstructor.reconstruct(sphere_points(), resolution=resolution, refine=5)
+        assert any("found nothing better" in note for note in result.warnings)
+    assert used == pytest.approx([1e-4, 5e-5])
+
+
+def test_memory_limits_the_chunks_not_the_result() -> None:
+    model = SphereModel()
+    sizes: list[int] = []
+    plain = model.decode
+    model.decode = lambda query, features: sizes.append(query.shape[1]) or plain(query, features)  # type: ignore
+    reconstructor = Reconstructor(model, CONFIG, "cpu")
+    free = reconstructor.reconstruct(sphere_points(), resolution=48)
+    widest = max(sizes)
+    sizes.clear()
+    tight = reconstructor.reconstruct(sphere_points(), resolution=48, memory="64M")
+    assert max(sizes) < widest and tight.stats["settings"]["memory"] == 64 * 2**20
+    np.testing.assert_array_equal(tight.mesh.vertices, free.mesh.vertices)
+
+
+def test_defects_are_told() -> None:
+    settings = ReconstructionConfig(fit=False, components="all")
+    vertices = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    faces = np.array([[0, 2, 1], [0, 1, 3], [1, 2, 3], [0, 3, 2]])
+    open_one = Surface(vertices, faces[:3], None)
+    finish_surface(open_one, settings, vertices, lambda v, f: None)  # type: ignore[arg-type,return-value]
+    assert open_one.notes == ["the mesh is defective: it has 3 open edges (holes)"]
+    assert open_one.facts["problems"] == ["3 open edges (holes)"]
+    broken = Surface(vertices, faces, None)
+    moved = Refinement(np.where(vertices == 1, np.nan, vertices), 1.0, 0.5, 1)
+    with pytest.raises(ValueError, match="3 vertices of the mesh are NaN"):
+        finish_surface(broken, dataclasses.replace(settings, refine=1), vertices, lambda v, f: moved)
+    with pytest.raises(EmptyReconstructionError, match="encloses no volume"):
+        finish_surface(Surface(vertices, faces[:, ::-1], None), settings, vertices, lambda v, f: moved)
 
 
 def test_models_of_other_inputs_and_devices() -> None:

@@ -13,6 +13,9 @@ from occnets.models.options import nearest_hint
 
 METHODS: dict[str, str] = {
     "conv_onet": "occnets.models.convonet",
+    "onet": "occnets.models.onet",
+    "dynamic_planes_conv_onet": "occnets.models.dpconvonet",
+    "transonet": "occnets.models.transonet",
 }
 """Family method name to the module whose ``build(config)`` makes the network."""
 
@@ -23,7 +26,10 @@ _CONVONET_ENCODERS = frozenset(
 
 
 def method_of(config: Mapping[str, Any]) -> str:
-    """Method of a configuration; ConvONet files that call themselves ``onet`` are recognised by their encoder.
+    """Method of a configuration.
+
+    ConvONet files that call themselves ``onet`` are recognised by their encoder. TransONet's files call themselves
+    DPConvONet; they are recognised by having no U-Net on one plane of 32², the only size the published code runs with.
 
     Raises:
         ValueError: no method, or one that no module builds.
@@ -32,12 +38,20 @@ def method_of(config: Mapping[str, Any]) -> str:
     model = config.get("model") or {}
     if method == "onet" and model.get("encoder") in _CONVONET_ENCODERS:
         return "conv_onet"
+    if method == "dynamic_planes_conv_onet" and _is_transonet(model):
+        return "transonet"
     if method not in METHODS:
         raise ValueError(
             f"build_model: config['method'] must be one of {', '.join(METHODS)}, got {method!r}; "
             f"{nearest_hint(str(method), METHODS)}".rstrip("; ")
         )
     return str(method)
+
+
+def _is_transonet(model: Mapping[str, Any]) -> bool:
+    kwargs = model.get("encoder_kwargs") or {}
+    dynamic = model.get("encoder") == "dynamic_pointnet_local_pool"
+    return dynamic and kwargs.get("unet") is False and kwargs.get("plane_resolution") == model.get("c_dim") == 32
 
 
 def build_model(config: Mapping[str, Any], **options: Any) -> nn.Module:
