@@ -51,9 +51,7 @@ class FusedField:
     @torch.no_grad()
     def __call__(self, query: Tensor) -> Tensor:
         """Logits (B, M) at queries (B, M, 3)."""
-        return decode(
-            query, self.weights, self.layout, planes=self.planes, grid=self.grid, precision=self.precision
-        )
+        return decode(query, self.weights, self.layout, planes=self.planes, grid=self.grid, precision=self.precision)
 
     @torch.no_grad()
     def with_gradient(self, query: Tensor) -> tuple[Tensor, Tensor]:
