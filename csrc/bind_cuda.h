@@ -4,8 +4,9 @@
 
 #include "bind.h"
 #include "cuda/bins.h"
-#include "cuda/octree.h"
+#include "cuda/decode.h"
 #include "cuda/marching_cubes.h"
+#include "cuda/octree.h"
 #include "cuda/pool.h"
 #include "cuda/sample.h"
 
@@ -42,4 +43,7 @@ inline void bind_cuda(pybind11::module_& m) {
   m.def("sample_contract_cuda", entry(&occ::cuda::sample_contract));
   m.def("sample_index_cuda", entry(&occ::cuda::sample_index));
   m.def("sample_scatter_cuda", entry(&occ::cuda::sample_scatter));
+  m.def("decode_cuda", entry(&occ::cuda::decode));
+  m.def("decode_bricks_cuda", entry(&occ::cuda::decode_bricks));
+  m.def("decode_conditional_cuda", entry(&occ::cuda::decode_conditional));
 }

@@ -138,9 +138,9 @@ def decode_bricks(
             )
     place = [float(bricks.spacing), float(bricks.origin)]
     with torch.no_grad():
-        maps, frames = call.maps(), call.frames()
+        integers, numbers = call.constants()
         nodes = (bricks.shape, bricks.corner, bricks.mask)
-        result: Tensor = ops.decode_bricks(*maps, *frames, weights.packed, *nodes, place, *call.constants())
+        result: Tensor = ops.decode_bricks(call.maps(), weights.packed, *nodes, integers, [*numbers, *place])
     return result
 
 
@@ -189,7 +189,7 @@ def decode_conditional(
         return _conditional_unfused(query.to(wide), weights, (scale.to(wide), shift.to(wide)), offset)
     affine = F.pad(torch.stack([scale, shift], dim=2).float(), (0, -weights.hidden % 16))
     offset = None if offset is None else F.pad(offset.float(), (0, -weights.hidden % 16))
-    numbers = ([weights.hidden, weights.count], list(weights.leaks), weights.residual, code)
+    numbers = ([weights.hidden, weights.count, code], list(weights.leaks), weights.residual)
     result: Tensor = ops.decode_conditional(query.float(), weights.packed, affine, offset, *numbers)
     return result
 
@@ -221,23 +221,21 @@ class _Call:
         check_tensor(where, "weights.fc_p[0]", weights.fc_p[0], "H 3", like=query)
         check_bases(where, query, layout, *bases)
 
-    def maps(self) -> tuple[Tensor | None, Tensor | None]:
-        """Features as the kernel takes them: channels last."""
+    def maps(self) -> list[Tensor]:
+        """Features as the kernel takes them, channels last, then bases and scales."""
         planes = None if self.planes is None else self.planes.permute(0, 1, 3, 4, 2).contiguous()
-        return planes, None if self.grid is None else self.grid.permute(0, 2, 3, 4, 1).contiguous()
+        grid = None if self.grid is None else self.grid.permute(0, 2, 3, 4, 1).contiguous()
+        frames = check_bases("decode", self.query.float(), self.layout, *self.bases)
+        return [tensor for tensor in (planes, grid, *frames) if tensor is not None]
 
-    def frames(self) -> tuple[Tensor | None, Tensor | None]:
-        return check_bases("decode", self.query.float(), self.layout, *self.bases)
-
-    def constants(self) -> tuple[list[int], float, list[int], float, int]:
+    def constants(self) -> tuple[list[int], list[float]]:
         mask, dynamic, side, deep, cells, padding = self.layout.spec()
-        sizes = [self.weights.hidden, self.weights.depth]
-        return sizes, self.weights.leak, [mask, dynamic, side, deep, int(cells), int(self.concat)], padding, self.precision
+        network = [self.weights.hidden, self.weights.depth, self.precision, int(self.concat)]
+        return [*network, mask, dynamic, side, deep, int(cells)], [self.weights.leak, padding]
 
     def run(self, gradient: bool) -> tuple[Tensor, Tensor]:
-        reversed_weights = self.weights.reversed if gradient else None
-        weights = (self.weights.packed, reversed_weights)
-        logits, slopes = ops.decode(*self.maps(), self.query.float(), *self.frames(), *weights, *self.constants())
+        weights = (self.weights.packed, self.weights.reversed if gradient else None)
+        logits, slopes = ops.decode(self.maps(), self.query.float(), *weights, *self.constants())
         return logits, slopes
 
     def _sampling(self) -> dict[str, Tensor | str | None]:
@@ -372,6 +370,6 @@ def _is_concat(where: str, weights: DecoderWeights, layout: FeatureLayout, chann
     if weights.features == channels * layout.num_maps:
         return True
     raise ValueError(
-        f"occkernels.{where}: `weights.fc_c` takes {weights.features} channels, but the layout's {layout.num_maps} maps "
-        f"have {channels} each: expected {channels} for their sum or {channels * layout.num_maps} to concatenate them."
+        f"occkernels.{where}: `weights.fc_c` takes {weights.features} channels, but the layout's {layout.num_maps} "
+        f"maps have {channels} each: expected {channels} for their sum or {channels * layout.num_maps} to concatenate."
     )

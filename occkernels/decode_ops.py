@@ -1,121 +1,110 @@
 # SPDX-License-Identifier: MIT
 """The torch operators behind ``occkernels.decode``. They have no derivatives: training runs the unfused composition.
 
-Tensors are "physical": planes (B, P, R, R, C), grid (B, R, R, R, C), packed weights as one vector. ``layout`` is
-FeatureLayout.spec() without the padding, then 1 to concatenate maps; ``sizes`` are hidden channels and depth.
+``maps`` are the tensors a layout needs, in this order: planes (B, P, R, R, C), grid (B, R, R, R, C), bases
+(B, L, 3, 3), scales (B, L). ``integers`` are hidden channels, depth, precision, 1 to concatenate maps, then
+FeatureLayout.spec() without the padding; ``numbers`` the slope of the last activation and the padding. Weights are one
+packed vector (csrc/math/decode.h).
 """
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from occkernels._native import call, dtype_code
 from occkernels._registry import define
+from occkernels.layout import LayoutSpec
 
 PRECISIONS = {"float32": 0, "tf32": 1, "bf16": 2}
 
-_Spec = tuple[int, int, int, int, bool, float]
 
+@dataclass(frozen=True)
+class _Arguments:
+    """``maps``, ``integers`` and ``numbers`` taken apart."""
 
-def _dense(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+    planes: Tensor | None
+    grid: Tensor | None
+    bases: Tensor | None
+    scale: Tensor | None
+    sizes: tuple[int, int]
+    leak: float
+    concat: bool
+    layout: LayoutSpec
 
-
-def _spec(layout: list[int], padding: float) -> _Spec:
-    return (layout[0], layout[1], layout[2], layout[3], bool(layout[4]), padding)
-
-
-def _features(planes: Tensor | None, grid: Tensor | None) -> Tensor:
-    features = grid if planes is None else planes
-    assert features is not None
-    return features
+    @classmethod
+    def of(cls, maps: list[Tensor], integers: list[int], numbers: list[float]) -> _Arguments:
+        hidden, depth, _, concat, mask, dynamic, side, deep, cells = integers
+        left = iter([tensor.contiguous() for tensor in maps])
+        planes = next(left) if mask or dynamic else None
+        grid = next(left) if deep else None
+        bases, scale = (next(left), next(left)) if dynamic else (None, None)
+        spec = (mask, dynamic, side, deep, bool(cells), numbers[1])
+        return cls(planes, grid, bases, scale, (hidden, depth), numbers[0], bool(concat), spec)
 
 
 def _decode_fake(
-    planes: Tensor | None,
-    grid: Tensor | None,
+    maps: list[Tensor],
     query: Tensor,
-    bases: Tensor | None,
-    scale: Tensor | None,
     weights: Tensor,
     reversed_weights: Tensor | None,
-    sizes: list[int],
-    leak: float,
-    layout: list[int],
-    padding: float,
-    precision: int,
+    integers: list[int],
+    numbers: list[float],
 ) -> tuple[Tensor, Tensor]:
     gradient = (0,) if reversed_weights is None else tuple(query.shape)
     return query.new_empty(query.shape[:2]), query.new_empty(gradient)
 
 
 def _decode_native(
-    planes: Tensor | None,
-    grid: Tensor | None,
+    maps: list[Tensor],
     query: Tensor,
-    bases: Tensor | None,
-    scale: Tensor | None,
     weights: Tensor,
     reversed_weights: Tensor | None,
-    sizes: list[int],
-    leak: float,
-    layout: list[int],
-    padding: float,
-    precision: int,
+    integers: list[int],
+    numbers: list[float],
 ) -> tuple[Tensor, Tensor]:
-    features = _features(planes, grid)
-    tensors = _dense(planes, grid, query, bases, scale, weights, reversed_weights)
-    logits, gradient = query.new_empty(query.shape[:2]), None
-    if reversed_weights is not None:
-        gradient = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    logits, gradient = _decode_fake(maps, query, weights, reversed_weights, integers, numbers)
     if logits.numel():
-        counts = (dtype_code(features, "decode"), query.shape[0], query.shape[1], features.shape[-1], *sizes)
-        call("decode", query, *tensors, logits, gradient, *counts, leak, bool(layout[5]), _spec(layout, padding))
-    return logits, query.new_empty(0) if gradient is None else gradient
+        a = _Arguments.of(maps, integers, numbers)
+        weights, query = weights.contiguous(), query.contiguous()
+        backward = None if reversed_weights is None else reversed_weights.contiguous()
+        tensors = (a.planes, a.grid, query, a.bases, a.scale, weights, backward, logits)
+        counts = (dtype_code(maps[0], "decode"), query.shape[0], query.shape[1], maps[0].shape[-1], *a.sizes)
+        slopes = None if backward is None else gradient
+        call("decode", query, *tensors, slopes, *counts, a.leak, a.concat, a.layout)
+    return logits, gradient
 
 
 def _bricks_fake(
-    planes: Tensor | None,
-    grid: Tensor | None,
-    bases: Tensor | None,
-    scale: Tensor | None,
+    maps: list[Tensor],
     weights: Tensor,
     shape: Tensor,
     corner: Tensor,
     mask: Tensor,
-    place: list[float],
-    sizes: list[int],
-    leak: float,
-    layout: list[int],
-    padding: float,
-    precision: int,
+    integers: list[int],
+    numbers: list[float],
 ) -> Tensor:
     return weights.new_empty((shape.shape[0], 512))
 
 
 def _bricks_native(
-    planes: Tensor | None,
-    grid: Tensor | None,
-    bases: Tensor | None,
-    scale: Tensor | None,
+    maps: list[Tensor],
     weights: Tensor,
     shape: Tensor,
     corner: Tensor,
     mask: Tensor,
-    place: list[float],
-    sizes: list[int],
-    leak: float,
-    layout: list[int],
-    padding: float,
-    precision: int,
+    integers: list[int],
+    numbers: list[float],
 ) -> Tensor:
-    features = _features(planes, grid)
-    tensors = _dense(planes, grid, bases, scale, weights, shape, corner, mask)
-    out = weights.new_empty((shape.shape[0], 512))
+    out = _bricks_fake(maps, weights, shape, corner, mask, integers, numbers)
     if out.numel():
-        counts = (dtype_code(features, "decode_bricks"), shape.shape[0], features.shape[0], features.shape[-1], *sizes)
-        call("decode_bricks", out, *tensors, out, *counts, leak, bool(layout[5]), *place, _spec(layout, padding))
+        a = _Arguments.of(maps, integers, numbers)
+        nodes = [tensor.contiguous() for tensor in (shape, corner, mask)]
+        tensors = (a.planes, a.grid, a.bases, a.scale, weights.contiguous(), *nodes, out)
+        batch, channels = maps[0].shape[0], maps[0].shape[-1]
+        counts = (dtype_code(maps[0], "decode_bricks"), shape.shape[0], batch, channels, *a.sizes)
+        call("decode_bricks", out, *tensors, *counts, a.leak, a.concat, *numbers[2:], a.layout)
     return out
 
 
@@ -124,10 +113,9 @@ def _conditional_fake(
     weights: Tensor,
     affine: Tensor,
     offset: Tensor | None,
-    sizes: list[int],
+    integers: list[int],
     leaks: list[float],
     residual: bool,
-    precision: int,
 ) -> Tensor:
     return query.new_empty(query.shape[:2])
 
@@ -137,35 +125,34 @@ def _conditional_native(
     weights: Tensor,
     affine: Tensor,
     offset: Tensor | None,
-    sizes: list[int],
+    integers: list[int],
     leaks: list[float],
     residual: bool,
-    precision: int,
 ) -> Tensor:
-    tensors = _dense(query, weights, affine, offset)
     out = query.new_empty(query.shape[:2])
     if out.numel():
-        call("decode_conditional", query, *tensors, out, query.shape[0], query.shape[1], *sizes, *leaks, residual)
+        query, weights, affine = query.contiguous(), weights.contiguous(), affine.contiguous()
+        added = None if offset is None else offset.contiguous()
+        counts = (query.shape[0], query.shape[1], *integers[:2])
+        call("decode_conditional", query, query, weights, affine, added, out, *counts, *leaks, residual)
     return out
 
 
 decode = define(
-    "decode(Tensor? planes, Tensor? grid, Tensor query, Tensor? bases, Tensor? scale, Tensor weights, "
-    "Tensor? reversed_weights, int[] sizes, float leak, int[] layout, float padding, int precision)"
+    "decode(Tensor[] maps, Tensor query, Tensor weights, Tensor? reversed_weights, int[] integers, float[] numbers)"
     " -> (Tensor, Tensor)",
     _decode_native,
     _decode_fake,
 )
 decode_bricks = define(
-    "decode_bricks(Tensor? planes, Tensor? grid, Tensor? bases, Tensor? scale, Tensor weights, Tensor shape, "
-    "Tensor corner, Tensor mask, float[] place, int[] sizes, float leak, int[] layout, float padding, int precision)"
-    " -> Tensor",
+    "decode_bricks(Tensor[] maps, Tensor weights, Tensor shape, Tensor corner, Tensor mask, int[] integers, "
+    "float[] numbers) -> Tensor",
     _bricks_native,
     _bricks_fake,
 )
 decode_conditional = define(
-    "decode_conditional(Tensor query, Tensor weights, Tensor affine, Tensor? offset, int[] sizes, float[] leaks, "
-    "bool residual, int precision) -> Tensor",
+    "decode_conditional(Tensor query, Tensor weights, Tensor affine, Tensor? offset, int[] integers, float[] leaks, "
+    "bool residual) -> Tensor",
     _conditional_native,
     _conditional_fake,
 )

@@ -164,7 +164,9 @@ class ConditionalWeights:
         _check_pair("ConditionalWeights", "layers", self.layers, (self.count, self.hidden, self.hidden), self.fc_p[0])
         _check_pair("ConditionalWeights", "fc_out", self.fc_out, (self.hidden,), self.fc_p[0])
         if self.residual and self.count % 2:
-            raise ValueError(f"ConditionalWeights: residual layers form pairs, so their number is even, not {self.count}.")
+            raise ValueError(
+                f"ConditionalWeights: residual layers form pairs, so their number is even, not {self.count}."
+            )
 
     @property
     def hidden(self) -> int:
@@ -253,7 +255,7 @@ def fold_conditional_norm(
         eps: added to the variance.
 
     Returns:
-        ``(scale, shift)``, (..., H) each, with ``gamma * (x - mean) / sqrt(variance + eps) + beta = scale * x + shift``.
+        ``(scale, shift)``, (..., H) each: ``scale * x + shift = gamma * (x - mean) / sqrt(variance + eps) + beta``.
     """
     scale = gamma * torch.rsqrt(variance + eps)
     return scale, beta - mean * scale
@@ -282,7 +284,8 @@ def _check_pair(where: str, name: str, pair: tuple[Tensor, Tensor], size: Sequen
 def _panels(matrix: Tensor) -> Tensor:
     """(..., N, K) weights as a vector of panels of 16 outputs, (..., ceil(N / 16), K, 16)."""
     padded = F.pad(matrix.float(), (0, 0, 0, -matrix.shape[-2] % _PANEL))
-    return padded.unflatten(-2, (padded.shape[-2] // _PANEL, _PANEL)).mT.flatten()
+    panels = (*padded.shape[:-2], padded.shape[-2] // _PANEL, _PANEL, padded.shape[-1])
+    return padded.reshape(panels).mT.flatten()
 
 
 def _padded(vectors: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ def extract(
 
     Example:
         >>> ball = lambda p: 0.4 - p.norm(dim=-1)
-        >>> vertices, faces, _ = extract(ball, ExtractOptions(levels=3)).mesh(0)
+        >>> vertices, faces = extract(ball, ExtractOptions(levels=3)).mesh(0)[:2]
 
     Source: Mescheder et al., "Occupancy Networks", CVPR 2019, section 3.3.
     """

@@ -85,6 +85,10 @@ class Octree:
         band: also split the cells within one cell, diagonals included, of a cell of the same level in which, or in a
             descendant of which, the sign changes. Finds small parts near what was found.
 
+    Attributes:
+        cells: cells along a side of the finest lattice.
+        rounds: nodes evaluated so far: a row for every update, a column for every level.
+
     Raises:
         ValueError, TypeError: an argument is out of range.
 
@@ -353,10 +357,10 @@ class Octree:
         """
         nodes = self.cells + 1
         dense = torch.empty((self.batch, nodes, nodes, nodes), dtype=self.dtype, device=self.device)
-        table = [
-            [*(part.data_ptr() for part in (level.keys, level.masks, level.values)), *self._view(level)[2:], level.stride]
-            for level in self._levels
-        ]
+        table = []
+        for level in self._levels:
+            addresses = [part.data_ptr() for part in (level.keys, level.masks, level.values)]
+            table.append([*addresses, level.keys.numel(), level.side, level.stride])
         call("octree_dense", dense, torch.tensor(table), len(table), DTYPE_CODES[self.dtype], self.batch, nodes, dense)
         return dense
 

@@ -71,11 +71,10 @@ def decode_with_gradient(
 
     def value(at: Tensor) -> Tensor:
         features = {"planes": planes, "grid": grid, "bases": bases, "basis_scale": basis_scale}
-        return decode(at, weights, layout, **features, precision=precision)  # type: ignore[arg-type]
+        return decode(at, weights, layout, **features, precision=precision)
 
-    logits, pull = torch.func.vjp(value, query)
-    (gradient,) = pull(torch.ones_like(logits))
-    return logits, gradient
+    logits, pull = torch.func.vjp(value, query)[:2]
+    return logits, pull(torch.ones_like(logits))[0]
 
 
 def decode_bricks(
@@ -98,7 +97,7 @@ def decode_bricks(
         return None if tensor is None else tensor[bricks.shape]
 
     features = {"planes": of_brick(planes), "grid": of_brick(grid), "bases": of_brick(bases)}
-    values = decode(query, weights, layout, **features, basis_scale=of_brick(basis_scale), precision=precision)  # type: ignore[arg-type]
+    values = decode(query, weights, layout, **features, basis_scale=of_brick(basis_scale), precision=precision)
     bits = torch.arange(64, device=bricks.mask.device)
     wanted = (bricks.mask[:, :, None] >> bits & 1).flatten(1).bool()
     return torch.where(wanted, values, torch.nan)

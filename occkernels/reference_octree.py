@@ -48,29 +48,26 @@ class _Shape:
 
         return sorted((point for point, value in self.values.items() if value is None), key=order)
 
-    def leaf_at(self, place: list[int]) -> Cell | None:
-        """The leaf that holds a cell of the finest lattice."""
-        if not all(0 <= at < self.cells for at in place):
-            return None
-        for level in range(self.levels + 1):
-            x, y, z = (at >> (self.levels - level) for at in place)
-            if (level, x, y, z) in self.leaves:
-                return level, x, y, z
-        raise AssertionError("leaves do not cover the lattice")
+    def leaf_at(self, x: int, y: int, z: int) -> Cell | None:
+        """The leaf that holds a cell of the finest lattice, None outside of it."""
+        for up in range(self.levels + 1):
+            cell = (self.levels - up, x >> up, y >> up, z >> up)
+            if cell in self.leaves:
+                return cell
+        return None
 
     def crossings(self, threshold: float, closed: bool) -> set[Cell]:
         """Leaves with a known point above and one below on their boundary."""
-        above, below = set(), set()
-        for point, value in self.values.items():
-            border = closed and any(at in (0, self.cells) for at in point)
-            for offset in itertools.product((-1, 0), repeat=3):
-                leaf = self.leaf_at([at + o for at, o in zip(point, offset, strict=True)])
-                if leaf is not None and value is not None:
-                    if value >= threshold:
-                        above.add(leaf)
-                    if value <= threshold or border:
-                        below.add(leaf)
-        return above & below
+        above: set[Cell | None] = set()
+        below: set[Cell | None] = set()
+        for (x, y, z), value in self.values.items():
+            assert value is not None
+            around = {self.leaf_at(x - i, y - j, z - k) for i in (0, 1) for j in (0, 1) for k in (0, 1)}
+            if value >= threshold:
+                above |= around
+            if value <= threshold or (closed and not {x, y, z}.isdisjoint((0, self.cells))):
+                below |= around
+        return {cell for cell in above & below if cell is not None}
 
     def refine(self, threshold: float, closed: bool, band: bool) -> None:
         found = self.crossings(threshold, closed)

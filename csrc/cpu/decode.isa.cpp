@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 // The residual decoder on lists of queries, tile by tile: features of the tile, then one matrix product after the other
 // on rows that stay in the first- and second-level caches.
-#include "common/parallel.h"
 #include "cpu/decode.h"
+
+#include "common/parallel.h"
 #include "cpu/decode_tile.h"
 
 namespace occ::cpu {

@@ -20,8 +20,7 @@ struct Stage {
   int rows = 0;
   float *position, *net, *x, *h;
 
-  explicit Stage(const ConditionalJob& j, Scratch& memory)
-      : job(j), shape{j.hidden, j.layers}, width(shape.width()) {
+  explicit Stage(const ConditionalJob& j, Scratch& memory) : job(j), shape{j.hidden, j.layers}, width(shape.width()) {
     position = memory.take(kRows * 4);
     net = memory.take(kRows * width);
     x = memory.take(kRows * width);
@@ -69,9 +68,8 @@ void run_layers(const Stage& s) {
         store_simd(to + row * width + column, norm(column, value));
       });
     } else {
-      multiply(s.rows, job.hidden, bias, factor, kNoFactor, [&](int row, int64_t column, Vector sum) {
-        store_simd(to + row * width + column, norm(column, sum));
-      });
+      multiply(s.rows, job.hidden, bias, factor, kNoFactor,
+               [&](int row, int64_t column, Vector sum) { store_simd(to + row * width + column, norm(column, sum)); });
     }
     from = to;
   }

@@ -137,14 +137,16 @@ OCC_INLINE void multiply(int rows, int64_t columns, const float* bias, const Fac
                          const E& epilogue) {
   int64_t column = 0;
   if constexpr (kVector == kPanel) {
-    for (; column + kVector < columns; column += 2 * kVector) multiply_columns<12, 2>(rows, column, bias, a, b, epilogue);
+    for (; column + kVector < columns; column += 2 * kVector)
+      multiply_columns<12, 2>(rows, column, bias, a, b, epilogue);
   } else {
     if (a.inputs <= 128) {
       for (; column + 3 * kVector < columns; column += 4 * kVector) {
         multiply_columns<3, 4>(rows, column, bias, a, b, epilogue);
       }
     }
-    for (; column + kVector < columns; column += 2 * kVector) multiply_columns<6, 2>(rows, column, bias, a, b, epilogue);
+    for (; column + kVector < columns; column += 2 * kVector)
+      multiply_columns<6, 2>(rows, column, bias, a, b, epilogue);
   }
   for (; column < columns; column += kVector) multiply_columns<12, 1>(rows, column, bias, a, b, epilogue);
 }

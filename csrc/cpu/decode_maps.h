@@ -20,6 +20,7 @@ namespace occ::cpu {
 namespace OCC_ISA {
 
 constexpr int kTileRows = 96;
+constexpr int kAhead = 6;  // queries between the call for their features into the first-level cache and their use
 constexpr int kColumns = 3 + 2 * kMaxMaps;
 
 // Calls fn(tag<T>{}) for the element type of the features; the code was checked by the caller.
@@ -87,7 +88,7 @@ struct Spots {
   int count = 0, places = 0;
   Located* at = nullptr;  // of every map
 
-  static constexpr int kStep = 48;  // a multiple of kRowStep and of every vector
+  static constexpr int kStep = kVector > 8 ? 48 : 24;  // a multiple of kRowStep and of a vector
 };
 
 OCC_INLINE void project_columns(const Maps& maps, Spots& spots) {
@@ -108,7 +109,7 @@ OCC_INLINE void project_columns(const Maps& maps, Spots& spots) {
 }
 
 OCC_INLINE void locate(const Maps& maps, int k, Spots& spots) {
-  const MapRule<float>& rule = maps.rule[k];
+  const MapRule<float> rule = maps.rule[k];  // a copy: no store below can change it, so that the loops are vectorised
   Located& at = spots.at[k];
   int32_t low[3][kTileRows];
   for (int axis = 0; axis < rule.axes; ++axis) {
@@ -199,6 +200,11 @@ void gather_map(const Maps& maps, int k, const Spots& spots, int count, bool add
   for (int q = 0; q < count; ++q) {
     const T* cell = data + at.cell[q];
     float* row = rows + q * stride;
+    // Two nodes along the first axis lie beside each other.
+    const T* later = data + at.cell[q + kAhead < count ? q + kAhead : q];
+    for (int64_t element = 0; element < 2 * channels; element += 64 / static_cast<int64_t>(sizeof(T))) {
+      OCC_UNROLL for (int i = 0; i < 1 << D; i += 2) OCC_PREFETCH(later + corner[i] + element);
+    }
     int64_t c = 0;
     for (; c + 4 * kVector <= channels; c += 4 * kVector) {
       gather_channels<T, Vector, 4, D>(cell + c, corner, weight, q, add, row + c);

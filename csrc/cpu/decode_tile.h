@@ -13,7 +13,6 @@ namespace occ::cpu {
 namespace OCC_ISA {
 namespace {
 
-
 // Rows of a tile: enough to pay for reading the weights, few enough for the caches.
 inline int tile_rows(const DecodeJob& job) {
   if (job.gradient) return job.hidden <= 64 ? 24 : 48;
@@ -28,7 +27,7 @@ struct Tile {
   int64_t width, feature_width, capacity;
   bool keep;
   bool sampled = true;  // the rows of features are in use
-  int rows = 0;  // in use, a multiple of kRowStep
+  int rows = 0;         // in use, a multiple of kRowStep
   float *position, *features, *net, *feature_gradient, *position_gradient;
   float *outer_base, *inner_base;
   Spots spots[2];

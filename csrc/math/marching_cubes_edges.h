@@ -121,6 +121,10 @@ OCC_HD inline int64_t first_vertex(const SignGrid& grid, const int64_t* vertex_r
   return first + popcount(crossed.x & below) + popcount(crossed.y & below) + popcount(crossed.z & below);
 }
 
+OCC_HD inline uint64_t axis_of(const Crossings& crossed, int axis) {
+  return axis == 0 ? crossed.x : axis == 1 ? crossed.y : crossed.z;
+}
+
 // Nodes of a word at which a crossed edge begins or ends.
 OCC_HD inline uint64_t nodes_with_edges(const SignGrid& grid, const Row& row, int64_t word) {
   const RowSigns signs = row_signs(grid, row);
@@ -140,35 +144,34 @@ OCC_HD inline void gather_dense(const SignGrid& grid, const Field<T>& field, con
                                 acc_t<T> margin) {
   using S = acc_t<T>;
   const int64_t place[3] = {row.x, row.y, 64 * word + bit};
-  const int64_t size[3] = {field.nx, field.ny, field.nz};
   const int64_t node = field.element(row.b, place[0], place[1], place[2]);
   if (node < 0) return;
+  const Crossings own = crossings(grid, row_signs(grid, row), word);
   const S value = field(place[0], place[1], place[2]);
-  const bool inside = value > level;
   IncidentEdge<S> edges[6];
   int count = 0;
-  int64_t own = first_vertex(grid, vertex_rows, row, word, bit);
-  for (int upper = 1; upper >= 0; --upper) {
-    for (int axis = 0; axis < 3; ++axis) {
-      if (upper == 1 ? place[axis] + 1 == size[axis] : place[axis] == 0) continue;
-      int64_t at[3] = {place[0], place[1], place[2]};
-      at[axis] += upper == 1 ? 1 : -1;
-      const S other = field(at[0], at[1], at[2]);
-      if ((other > level) == inside) continue;
-      int64_t vertex = own;
-      if (upper == 1) {
-        ++own;
-      } else {
-        const Row below = neighbour(grid, row, axis == 0 ? -1 : 0, axis == 1 ? -1 : 0);
-        vertex = first_vertex(grid, vertex_rows, below, at[2] / 64, static_cast<int>(at[2] % 64));
-        // Of the edges that leave `at`, those along earlier axes come first.
-        for (int earlier = 0; earlier < axis; ++earlier) {
-          int64_t next[3] = {at[0], at[1], at[2]};
-          if (++next[earlier] < size[earlier]) vertex += (field(next[0], next[1], next[2]) > level) == inside;
-        }
-      }
-      edges[count++] = {vertex, field.element(row.b, at[0], at[1], at[2]), other, axis, upper == 1};
+  int64_t next = -1;
+  for (int axis = 0; axis < 3; ++axis) {  // edges that leave the node: their vertices follow each other
+    if ((axis_of(own, axis) >> bit & 1) == 0) continue;
+    if (next < 0) next = first_vertex(grid, vertex_rows, row, word, bit);
+    int64_t at[3] = {place[0], place[1], place[2]};
+    ++at[axis];
+    edges[count++] = {next++, field.element(row.b, at[0], at[1], at[2]), field(at[0], at[1], at[2]), axis, true};
+  }
+  for (int axis = 0; axis < 3; ++axis) {  // edges that end at it
+    if (place[axis] == 0) continue;
+    int64_t at[3] = {place[0], place[1], place[2]};
+    --at[axis];
+    const Row lower = neighbour(grid, row, axis == 0 ? -1 : 0, axis == 1 ? -1 : 0);
+    const int64_t lower_word = at[2] / 64;
+    const int lower_bit = static_cast<int>(at[2] % 64);
+    const Crossings crossed = crossings(grid, row_signs(grid, lower), lower_word);
+    if ((axis_of(crossed, axis) >> lower_bit & 1) == 0) continue;
+    int64_t vertex = first_vertex(grid, vertex_rows, lower, lower_word, lower_bit);
+    for (int before = 0; before < axis; ++before) {
+      vertex += static_cast<int64_t>(axis_of(crossed, before) >> lower_bit & 1);
     }
+    edges[count++] = {vertex, field.element(row.b, at[0], at[1], at[2]), field(at[0], at[1], at[2]), axis, false};
   }
   gather_node<T>(gradient, edges, count, node, value, level, margin);
 }

@@ -30,6 +30,7 @@ __all__ = ["marching_cubes"]
 # An edge runs along `axis` from the corner whose other two offsets, in axis order, are (p, q). When a cell creates it
 # (its place among the cell's new vertices) and whether it is interpolated from its upper end.
 _SLOTS = torch.tensor([[[3, 7], [5, 0]], [[6, 8], [4, 1]], [[9, 11], [10, 2]]])
+_FAR = 3  # slots before this one are the three farthest edges, which each cell creates
 _FROM_UPPER = torch.tensor([[[False, False], [True, True]], [[True, True], [False, False]], [[False] * 2] * 2])
 _OTHERS = torch.tensor([[1, 2], [0, 2], [0, 1]])
 
@@ -64,7 +65,13 @@ def marching_cubes(volume: Any, isovalue: float) -> tuple[np.ndarray, np.ndarray
     axis = (welded.vertices != low).long().argmax(1)
     keys, edge, upper = _creations(low, axis, torch.tensor(values.shape))
     vertices = _place(values, level, low[edge], axis[edge], upper)
-    triangles = _triangles(keys, low[welded.faces], axis[welded.faces], torch.tensor(values.shape))
+    far = (keys % 12 < _FAR).nonzero().flatten()
+    place = torch.full((len(low),), -1).index_put((edge[far],), far)  # of the vertex every cell shares
+    triangles = place[welded.faces]
+    beside = (triangles < 0).any(1).nonzero().flatten()
+    if len(beside):
+        faces = welded.faces[beside]
+        triangles[beside] = _triangles(keys, low[faces], axis[faces], torch.tensor(values.shape))
     return vertices.numpy(), triangles.numpy().astype(np.uint64)
 
 
@@ -84,12 +91,14 @@ def _creates(cell: Tensor, axis: Tensor, corner: Tensor) -> Tensor:
 def _creations(low: Tensor, axis: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Every new vertex in order: its key, its edge (row of ``low``) and whether it is placed from the upper end."""
     keys, edges, uppers = [], [], []
+    at_low_side = (low.gather(1, _OTHERS[axis]) == 0).any(1).nonzero().flatten()
     for p, q in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        corner = torch.tensor([p, q]).expand(len(low), 2)
-        cell = low.scatter_add(1, _OTHERS[axis], -corner)
-        exists = ((cell >= 0) & (cell < size - 1)).all(1)
-        chosen = (exists & _creates(cell, axis, corner)).nonzero().flatten()
-        keys.append(_keys(cell[chosen], axis[chosen], corner[chosen], size))
+        chosen = torch.arange(len(low)) if p + q == 2 else at_low_side
+        corner = torch.tensor([p, q]).expand(len(chosen), 2)
+        cell = low[chosen].scatter_add(1, _OTHERS[axis[chosen]], -corner)
+        made = ((cell >= 0) & (cell < size - 1)).all(1) & _creates(cell, axis[chosen], corner)
+        chosen, cell, corner = chosen[made], cell[made], corner[made]
+        keys.append(_keys(cell, axis[chosen], corner, size))
         edges.append(chosen)
         uppers.append(_FROM_UPPER[axis[chosen], p, q])
     ordered, order = torch.cat(keys).sort()
@@ -105,9 +114,9 @@ def _place(values: Tensor, level: float, low: Tensor, axis: Tensor, upper: Tenso
 
 
 def _triangles(keys: Tensor, low: Tensor, axis: Tensor, size: Tensor) -> Tensor:
-    """Faces (F, 3) as places in ``keys`` from the edges (F, 3) they join."""
+    """Faces (F, 3) as places in ``keys`` from the edges (F, 3) they join; the cell has its own vertices first."""
     # No triangle lies in a face of its cell, so the least node of its edges is the cell's.
-    cell = low.amin(1, keepdim=True).expand_as(low)
+    cell = torch.minimum(torch.minimum(low[:, :1], low[:, 1:2]), low[:, 2:]).expand_as(low)
     others = _OTHERS[axis]
     corner = (low - cell).gather(-1, others)
     own = _keys(cell, axis, corner, size)

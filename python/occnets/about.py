@@ -24,6 +24,7 @@ def print_models(*, as_json: bool) -> int:
                 "parameters": info.parameters,
                 "input": info.input_type,
                 "card": card,
+                "missing": info.missing,
             }
         )
     if as_json:
@@ -32,7 +33,8 @@ def print_models(*, as_json: bool) -> int:
     width = max(len(row["name"]) for row in rows)
     for row in rows:
         note = row["card"] if row["pretrained"] else "architecture only, to train or to load weights into"
-        print(f"{row['name']:<{width}}  {row['parameters']:>12,} parameters  {row['input']:<12} {note}".rstrip())
+        count = "?" if row["parameters"] is None else f"{row['parameters']:,}"
+        print(f"{row['name']:<{width}}  {count:>12} parameters  {row['input']:<18} {row['missing'] or note}".rstrip())
     return 0
 
 

@@ -34,14 +34,16 @@ def query_bytes(model: Any, *, kept: bool = False) -> int:
     """Estimate of the memory a network's decoder takes for one query.
 
     Args:
-        model: a network; the widths and number of its linear layers outside ``encoder`` are looked at.
+        model: a network; the widths and number of its linear layers and 1-D convolutions outside ``encoder`` are
+            looked at.
         kept: all layers' values are kept, for first and second derivatives, not only those of the layer at work.
     """
     layers = []
     if isinstance(model, torch.nn.Module):
         named = model.named_modules()
-        layers = [m for name, m in named if isinstance(m, torch.nn.Linear) and not name.startswith("encoder")]
-    widest = max((max(layer.in_features, layer.out_features) for layer in layers), default=32)
+        kinds = (torch.nn.Linear, torch.nn.Conv1d)
+        layers = [m for name, m in named if isinstance(m, kinds) and not name.startswith("encoder")]
+    widest = max((max(layer.weight.shape[:2]) for layer in layers), default=32)
     return 4 * (_KEPT * widest * max(len(layers), 16) if kept else _PASSING * widest)
 
 

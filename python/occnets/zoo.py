@@ -23,16 +23,18 @@ class ModelInfo:
     Attributes:
         name: as given to :func:`create_model`.
         pretrained: comes with weights.
-        parameters: number of parameters.
-        input_type: what it reads: ``pointcloud``, ``voxels``, ``img``, ...
+        parameters: number of parameters; ``None`` if a library it is made of is not installed.
+        input_type: what it reads: ``pointcloud``, ``voxels``, ``img``, ...; ``none`` for unconditional models.
         config: its full configuration.
+        missing: what to install before it can be made; empty if nothing is missing.
     """
 
     name: str
     pretrained: bool
-    parameters: int
+    parameters: int | None
     input_type: str
     config: dict[str, Any]
+    missing: str = ""
 
 
 def create_model(source: str | Path | Mapping[str, Any], **options: Any) -> nn.Module:
@@ -70,7 +72,11 @@ def model_info(name: str) -> ModelInfo:
     """Describe a named model; its parameters are counted without allocating them."""
     pretrained = name in pretrained_names()
     config = load_config(WEIGHTS_FOLDER / name / CONFIG_NAME if pretrained else name)
-    with torch.device("meta"):
-        model = build_model(config)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    return ModelInfo(name, pretrained, count, str(config["data"]["input_type"]), config)
+    count, missing = None, ""
+    try:
+        with torch.device("meta"):
+            model = build_model(config)
+        count = sum(parameter.numel() for parameter in model.parameters())
+    except ImportError as error:
+        missing = str(error)
+    return ModelInfo(name, pretrained, count, str(config["data"]["input_type"] or "none"), config, missing)

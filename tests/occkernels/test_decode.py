@@ -331,31 +331,26 @@ def test_no_gradient_means_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> 
         assert not case(occ.decode).requires_grad and calls == [1]
 
 
-def operator_inputs(gradient: bool = True) -> tuple[Any, ...]:
-    case = make_case(LAYOUTS["dynamic"], (16, 8, 2), (2, 20))
-    planes, grid = case.arguments["planes"], case.arguments["grid"]
-    physical = (planes.permute(0, 1, 3, 4, 2).contiguous(), grid.permute(0, 2, 3, 4, 1).contiguous())
-    frames = (case.arguments["bases"], case.arguments["basis_scale"])
-    mask, dynamic, side, deep, cells, padding = case.layout.spec()
-    constants = ([16, 2], 0.2, [mask, dynamic, side, deep, int(cells), 0], padding, 0)
-    packed = case.weights.packed
-    return (*physical, case.query, *frames, packed, case.weights.reversed if gradient else None, *constants)
-
-
 def test_opcheck() -> None:
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    for gradient in (False, True):
-        torch.library.opcheck(decode_ops.decode, operator_inputs(gradient), test_utils=tests)
-    planes, grid, _, bases, scale, packed, _, *constants = operator_inputs()
+    case = make_case(LAYOUTS["dynamic"], (16, 8, 2), (2, 20))
+    planes, grid = case.arguments["planes"], case.arguments["grid"]
+    maps = [planes.permute(0, 1, 3, 4, 2).contiguous(), grid.permute(0, 2, 3, 4, 1).contiguous()]
+    maps += [case.arguments["bases"], case.arguments["basis_scale"]]
+    mask, dynamic, side, deep, cells, padding = case.layout.spec()
+    integers, numbers = [16, 2, 0, 0, mask, dynamic, side, deep, int(cells)], [0.2, padding]
+    for backward in (None, case.weights.reversed):
+        inputs = (maps, case.query, case.weights.packed, backward, integers, numbers)
+        torch.library.opcheck(decode_ops.decode, inputs, test_utils=tests)
     bricks = make_bricks(2, 3)
     every = torch.full_like(bricks.mask, -1)  # opcheck does not take NaN for equal to NaN
-    nodes = (bricks.shape, bricks.corner, every, [bricks.spacing, bricks.origin])
-    torch.library.opcheck(
-        decode_ops.decode_bricks, (planes, grid, bases, scale, packed, *nodes, *constants), test_utils=tests
-    )
+    nodes = (bricks.shape, bricks.corner, every)
+    place = [bricks.spacing, bricks.origin]
+    inputs = (maps, case.weights.packed, *nodes, integers, [*numbers, *place])
+    torch.library.opcheck(decode_ops.decode_bricks, inputs, test_utils=tests)
     query, weights, scale, shift, _ = make_conditional(16, 2)
     affine = torch.stack([scale, shift], dim=2)
-    inputs = (query, weights.packed, affine, None, [16, 2], [0.0, 0.0], True, 0)
+    inputs = (query, weights.packed, affine, None, [16, 2, 0], [0.0, 0.0], True)
     torch.library.opcheck(decode_ops.decode_conditional, inputs, test_utils=tests)
 
 

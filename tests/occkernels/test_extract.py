@@ -80,7 +80,7 @@ def assert_closed(meshes: MeshBatch) -> None:
 
 
 def volume_of(meshes: MeshBatch, shape: int) -> float:
-    vertices, faces, _ = meshes.mesh(shape)
+    vertices, faces = meshes.mesh(shape)[:2]
     a, b, c = vertices.double()[faces].unbind(1)
     return float((torch.linalg.cross(a, b) * c).sum() / 6)
 
@@ -93,7 +93,7 @@ def equal(found: Extraction, expected: Extraction) -> None:
 
 def triangles(mesh: MeshBatch, shape: int) -> Tensor:
     """Corners of every triangle, sorted, first corner smallest: independent of any order."""
-    vertices, faces, _ = mesh.mesh(shape)
+    vertices, faces = mesh.mesh(shape)[:2]
     corners = vertices[faces]
     rolled = torch.stack([corners.roll(k, dims=1) for k in range(3)], dim=1).flatten(2)
     least = [min(row.tolist()) for row in rolled]
@@ -217,7 +217,7 @@ def test_no_dense_lattice_at_1024(device: str) -> None:
 
     options = ExtractOptions(32, 5, normals="volume")
     result = extract(ball, options, seeds=torch.full((1, 1, 3), 0.2), device=device)
-    vertices, _, normals = result.mesh(0)
+    vertices, _, normals, _ = result.mesh(0)
     assert sum(map(sum, result.evaluated)) < 700_000 and len(vertices) > 20_000
     assert_closed(result.meshes)
     outward = (vertices - 0.2) / 0.04
@@ -229,7 +229,7 @@ def test_no_dense_lattice_at_1024(device: str) -> None:
 def test_normals_of_the_field_are_its_gradient(device: str) -> None:
     field = Waves(2, seed=3)
     result = extract(field, ExtractOptions(8, 1, normals="field"), batch=2, device=device)
-    vertices, _, normals = result.mesh(0)
+    vertices, _, normals, _ = result.mesh(0)
     gradient = field.with_gradient(vertices[None].expand(2, -1, 3))[1][0]
     torch.testing.assert_close(normals, -torch.nn.functional.normalize(gradient, dim=1), rtol=0, atol=1e-5)
 

@@ -104,7 +104,7 @@ def test_sparse_same_as_reference(dtype: torch.dtype, pad_value: float | None, n
 
 @pytest.mark.parametrize("pad_value", [None, -1.0])
 def test_gradcheck(pad_value: float | None) -> None:
-    values, nodes = fields((1, 3, 2, 4), 3)
+    values, nodes = fields((1, 2, 2, 3), 3)
 
     def extract(values: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
         batch = marching_cubes(values, 0.1, attributes=nodes, pad_value=pad_value)
@@ -120,7 +120,7 @@ def test_gradcheck_sparse(pad_value: float | None) -> None:
     dense[0, 2:8], dense[0, :, 2:8] = math.nan, math.nan
     sparse = SparseVolume.from_dense(dense)
     known = (~sparse.values.isnan()).nonzero()
-    known = known[:: len(known) // 20]
+    known = known[:: len(known) // 10]
     attributes = fields((*sparse.values.shape,), 5)[1]
 
     def extract(values: Tensor) -> tuple[Tensor, Tensor]:

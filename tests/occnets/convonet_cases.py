@@ -34,9 +34,9 @@ def golden(name: str) -> tuple[Any, dict[str, Any]]:
     return np.load(folder / f"{name}.npz", allow_pickle=False), note
 
 
-def golden_config(note: dict[str, Any]) -> dict[str, Any]:
+def golden_config(note: dict[str, Any], method: str = "conv_onet") -> dict[str, Any]:
     """The family configuration a recorded run was made with."""
-    return {"method": "conv_onet", "model": note["resolved_model_cfg"], "data": note.get("resolved_data_cfg", {})}
+    return {"method": method, "model": note["resolved_model_cfg"], "data": note.get("resolved_data_cfg", {})}
 
 
 def unit_numbers(key: str, count: int) -> np.ndarray:
@@ -89,7 +89,7 @@ def fill_formula(model: nn.Module) -> nn.Module:
         elif tensor.dim() >= 2:
             z = 0.9 * z / math.sqrt(math.prod(tensor.shape[1:]))
         else:
-            z = 1.0 + 0.1 * z if key.endswith("weight") else 0.05 * z
+            z = 1.0 + 0.1 * z if key.endswith(("weight", "conv_gamma.bias", "fc_gamma.bias")) else 0.05 * z
         tensor.copy_(torch.from_numpy(z.astype(np.float32)))
     return model.eval()
 

@@ -180,7 +180,9 @@ def test_models_and_info(capsys: pytest.CaptureFixture, monkeypatch: pytest.Monk
     assert any(re.match(r"convonet-grid +[\d,]+ parameters +pointcloud", line) for line in lines)
     assert run("models", "--json") == 0
     rows = json.loads(capsys.readouterr().out)
-    assert {"name", "pretrained", "parameters", "input", "card"} == set(rows[0]) and len(rows) == len(lines) == 2
+    assert {"name", "pretrained", "parameters", "input", "card", "missing"} == set(rows[0]) and len(rows) == len(
+        lines
+    ) == 2
     assert run("info", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["torch"] == torch.__version__ and ".las" in facts["reads"]

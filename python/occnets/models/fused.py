@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +26,10 @@ from occnets.models.maps import layout_of, stack_planes
 MAX_HIDDEN = 256
 """Widest decoder the fused kernels take."""
 
+W = TypeVar("W")
 _log = logging.getLogger("occnets")
 _Fingerprint = tuple[tuple[int, int], ...]
-_packed: weakref.WeakKeyDictionary[LocalDecoder, tuple[_Fingerprint, DecoderWeights]] = weakref.WeakKeyDictionary()
+_packed: weakref.WeakKeyDictionary[nn.Module, tuple[_Fingerprint, Any]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -101,30 +103,41 @@ def _refusal(decoder: nn.Module, features: Mapping[str, Tensor]) -> str | None:
     options = decoder.options
     if options.sample_mode != "bilinear":
         return f"sample_mode {options.sample_mode!r}"
-    if options.hidden_size > MAX_HIDDEN:
-        return f"hidden_size {options.hidden_size} is more than {MAX_HIDDEN}"
-    if options.dim != 3:
-        return f"dim {options.dim}"
-    if any(hook for module in decoder.modules() for hook in (module._forward_hooks, module._forward_pre_hooks)):
-        return "the decoder has hooks"
-    dtypes = {parameter.dtype for parameter in decoder.parameters()}
-    if dtypes != {torch.float32}:
-        return f"weights of {', '.join(sorted(map(str, dtypes)))}"
+    reason = layers_refusal(decoder, options.hidden_size, options.dim)
+    if reason is not None:
+        return reason
     dtypes = {values.dtype for values in features.values()}
     if len(dtypes) != 1 or torch.float64 in dtypes:
         return f"features of {', '.join(sorted(map(str, dtypes)))}"
     return None
 
 
+def layers_refusal(decoder: nn.Module, hidden: int, dim: int) -> str | None:
+    """Why no fused kernel can run the layers of a decoder, or None."""
+    if hidden > MAX_HIDDEN:
+        return f"hidden_size {hidden} is more than {MAX_HIDDEN}"
+    if dim != 3:
+        return f"dim {dim}"
+    if any(hook for module in decoder.modules() for hook in (module._forward_hooks, module._forward_pre_hooks)):
+        return "the decoder has hooks"
+    dtypes = {parameter.dtype for parameter in decoder.parameters()}
+    return None if dtypes == {torch.float32} else f"weights of {', '.join(sorted(map(str, dtypes)))}"
+
+
 def _weights(decoder: LocalDecoder) -> DecoderWeights:
-    parameters = dict(decoder.named_parameters())
-    tracked = not any(parameter.is_inference() for parameter in parameters.values())
+    tensors = {name: parameter.detach() for name, parameter in decoder.named_parameters()}
+    return kept_weights(decoder, lambda: DecoderWeights.from_tensors(tensors, leaky=decoder.options.leaky))
+
+
+def kept_weights(decoder: nn.Module, make: Callable[[], W]) -> W:
+    """What ``make`` returns for a decoder, kept until one of its parameters changes."""
+    parameters = list(decoder.parameters())
+    tracked = not any(parameter.is_inference() for parameter in parameters)
     # Tensors made in inference mode count no versions, so a change of theirs would go unseen.
-    fingerprint = tuple((each.data_ptr(), each._version) for each in parameters.values()) if tracked else ()
+    fingerprint = tuple((each.data_ptr(), each._version) for each in parameters) if tracked else ()
     kept = _packed.get(decoder)
     if kept is not None and tracked and kept[0] == fingerprint:
         return kept[1]
-    tensors = {name: parameter.detach() for name, parameter in parameters.items()}
-    weights = DecoderWeights.from_tensors(tensors, leaky=decoder.options.leaky)
+    weights = make()
     _packed[decoder] = (fingerprint, weights)
     return weights

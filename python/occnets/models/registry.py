@@ -13,6 +13,7 @@ from occnets.models.options import nearest_hint
 
 METHODS: dict[str, str] = {
     "conv_onet": "occnets.models.convonet",
+    "onet": "occnets.models.onet",
     "dynamic_planes_conv_onet": "occnets.models.dpconvonet",
     "transonet": "occnets.models.transonet",
 }
