@@ -6,6 +6,9 @@ points know where the surface is, up to their noise. So each point's signed dist
 averaged over the neighbourhood of each vertex, and the vertex moves by that average along its normal. Averaging
 residuals, not positions, leaves a curved surface where it is when the points agree with it (compare moving least
 squares, Alexa et al. 2003).
+
+Before that the surface is smoothed over a fraction of the points' spacing: what a network shows below it is not
+measured but made up. Smoothing shrinks what is curved; the points put it back.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BLOCK = 100_000  # vertices of one neighbour search; bounds the memory
+_FADING = 3.0  # point spacings from the nearest point at which smoothing ends; it is in full up to one less
+_NEGLIGIBLE = 1e-5  # coefficients of a filter, relative to the largest
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class FitOptions:
         reach: points further away than this are ignored in any case, in the units of the vertices; the default is for
             the unit cube, two to three cells of a 128-cell lattice.
         smoothing: rounds of averaging the displacement over the mesh.
+        blur: standard deviation of the smoothing of the surface before anything is measured, in point spacings; 0 for
+            none. It does not depend on how fine the mesh is, and where there are no points there is none.
     """
 
     rounds: int = 2
@@ -41,6 +48,7 @@ class FitOptions:
     cutoff: float = 4.0
     reach: float = 0.02
     smoothing: int = 3
+    blur: float = 0.35
 
 
 def vertex_normals(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -80,8 +88,12 @@ def fit_to_points(
 
     count = min(options.neighbours, len(points))
     average = _averaging(len(vertices), faces)
-    spacing = _spacing(cKDTree(points), points)
+    measured = cKDTree(points)
+    spacing = _spacing(measured, points)
     vertices = np.array(vertices, dtype=np.float64)
+    if options.blur:
+        support = np.clip(_FADING - measured.query(vertices, workers=-1)[0] / spacing, 0.0, 1.0)[:, None]
+        vertices += support * (_blurred(vertices, faces, average, options.blur * spacing) - vertices)
     for _ in range(options.rounds):
         normals = vertex_normals(vertices, faces)
         residuals, owners = _residuals(cKDTree(vertices), vertices, normals, points)
@@ -116,6 +128,34 @@ def _averaging(count: int, faces: NDArray[np.int64]) -> Any:
     links.data[:] = 1.0  # every edge stands in two faces
     degree = np.maximum(np.asarray(links.sum(axis=1)).ravel(), 1.0)
     return sparse.diags(0.5 / degree) @ links + 0.5 * sparse.identity(count)
+
+
+def _blurred(
+    vertices: NDArray[np.float64], faces: NDArray[np.int64], average: Any, width: float
+) -> NDArray[np.float64]:
+    """Vertices averaged over the mesh with about a Gaussian of standard deviation ``width``.
+
+    Averaging n times is the polynomial ((1 + y) / 2)^n of the neighbours' mean, whose Chebyshev coefficients are
+    binomial(2 n, n - k) / 4^n, doubled for k > 0. They vanish beyond a few times sqrt(n / 2), so that wide filters on
+    fine meshes take the square root of the n rounds.
+    """
+    ends = vertices[faces[:, [1, 2, 0]]] - vertices[faces]
+    # One round moves half of a vertex to its neighbours: half the mean square edge, over the two dimensions of a surface.
+    variance = float((ends**2).sum(axis=2).mean()) / 4.0
+    rounds = round(width**2 / variance) if variance > 0 else 0
+    if rounds < 1:
+        return vertices
+    share = 1.0  # of coefficient k, relative to that of k = 0
+    before, here = vertices, 2.0 * (average @ vertices) - vertices
+    total, weight = vertices.copy(), 1.0
+    for k in range(1, rounds + 1):
+        share *= (rounds - k + 1) / (rounds + k)
+        if share < _NEGLIGIBLE:
+            break
+        total += 2.0 * share * here
+        weight += 2.0 * share
+        before, here = here, 2.0 * (2.0 * (average @ here) - here) - before
+    return total / weight
 
 
 def _spacing(tree: Any, points: NDArray[np.float64]) -> float:

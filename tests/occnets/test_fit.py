@@ -49,6 +49,34 @@ def test_biased_surface_moves_onto_the_points(offset: float) -> None:
     assert np.abs(radii(moved) - 0.4).mean() < 0.1 * abs(offset)
 
 
+@pytest.mark.parametrize("resolution", [48, 96])
+def test_ripples_below_the_spacing_are_smoothed_at_any_resolution(resolution: int) -> None:
+    # Ripples of wavelength 0.04 between points 0.06 apart.
+    def rippled(p: torch.Tensor) -> torch.Tensor:
+        return p.norm(dim=-1) - 0.4 - 0.003 * (p * 157).sin().prod(dim=-1)
+
+    vertices, faces = mesh_of(rippled, resolution)
+    points = sphere_points(600, radius=0.4)
+    blurred, plain = (fit_to_points(vertices, faces, points, FitOptions(blur=blur)) for blur in (0.35, 0.0))
+    assert radii(blurred).std() < 0.5 * radii(plain).std()
+    assert abs(radii(blurred).mean() - 0.4) < 1.5e-3
+
+
+def test_blur_is_repeated_averaging() -> None:
+    from occnets.fit import _averaging, _blurred
+
+    vertices, faces = mesh_of(lambda p: (p.abs() - 0.3).amax(dim=-1), 24)
+    average = _averaging(len(vertices), faces)
+    edges = vertices[faces[:, [1, 2, 0]]] - vertices[faces]
+    variance = (edges**2).sum(axis=2).mean() / 4
+    for rounds in (0, 1, 7, 40):
+        expected = vertices
+        for _ in range(rounds):
+            expected = average @ expected
+        found = _blurred(vertices, faces, average, np.sqrt(rounds * variance))
+        np.testing.assert_allclose(found, expected, atol=5e-6)
+
+
 def test_noise_is_averaged_not_followed() -> None:
     vertices, faces = mesh_of(lambda p: p.norm(dim=-1) - 0.404)
     noise = np.random.default_rng(1).normal(0, 0.005, (3000, 1))
