@@ -41,7 +41,9 @@ def extract(
         field: (B, M, 3) float32 positions to (B, M) values, greater inside. Where it has a method
             ``bricks(shape, corner, mask, spacing, origin) -> (K, 512)`` regular blocks of nodes go to that instead:
             node (i, j, k) of brick r of shape ``shape[r]`` lies at ``origin + spacing * (corner[r] + (i, j, k))``, and
-            is wanted if bit ``8 * j + k`` of word ``i`` of ``mask[r]`` is set; other places of the result are NaN.
+            is wanted if bit ``8 * j + k`` of word ``i`` of ``mask[r]`` is set; other places of the result are NaN. A
+            field that gains from bricks only when most of their nodes are wanted says so by ``field.brick_fill``, the
+            least share.
             ``field.with_gradient``, positions to values and (B, M, 3) gradients, serves ``normals="field"``.
         options: resolution, threshold, box and so on.
         batch: number of shapes B.
@@ -129,7 +131,7 @@ class _Run:
 
     def round(self) -> bool:
         """Evaluate what the octree asks for; False when it asks for nothing."""
-        if self.bricks is not None:
+        if self.bricks is not None and self.tree.fill >= getattr(self.field, "brick_fill", 0.0):
             waiting = self.tree.bricks()
             self.asked += sum(brick.wanted for brick in waiting)
             if waiting:

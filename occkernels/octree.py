@@ -208,6 +208,12 @@ class Octree:
                 call("octree_list", index, level.keys, level.masks, level.side, *listed, level.stride, index)
         return index, self._offsets.clone()
 
+    @property
+    def fill(self) -> float:
+        """Share of the nodes of ``bricks()`` that are wanted; 0 when the search has ended."""
+        bricks = sum(len(level.pending) for level in self._levels)
+        return self._total / (bricks * BRICK**3) if bricks else 0.0
+
     def bricks(self) -> list[BrickQuery]:
         """The nodes of ``query()`` as bricks, one entry a level, in the order ``update_bricks`` expects."""
         found = []

@@ -140,7 +140,7 @@ def _blurred(
     fine meshes take the square root of the n rounds.
     """
     ends = vertices[faces[:, [1, 2, 0]]] - vertices[faces]
-    # One round moves half of a vertex to its neighbours: half the mean square edge, over a surface's two dimensions.
+    # One round moves half of a vertex to its neighbours: half the mean square edge, over the surface's two dimensions.
     variance = float((ends**2).sum(axis=2).mean()) / 4.0
     rounds = round(width**2 / variance) if variance > 0 else 0
     if rounds < 1:

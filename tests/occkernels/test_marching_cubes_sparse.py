@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -141,6 +144,30 @@ def test_strided_values() -> None:
     turned = SparseVolume(sparse.keys, sparse.values.transpose(1, 3), 17, 1)
     copied = SparseVolume(sparse.keys, turned.values.contiguous(), 17, 1)
     assert_same(marching_cubes_sparse(turned), marching_cubes_sparse(copied))
+
+
+MEMORY = """
+import resource, torch
+from occkernels import SparseVolume, marching_cubes_sparse
+keys = torch.arange(32**3)
+height = torch.arange(8.0)[:, None, None] + 8 * (keys // 1024).view(-1, 1, 1, 1) + torch.zeros(8, 8)
+volume = SparseVolume(keys, 100.3 - height, 256, 1)
+marching_cubes_sparse(SparseVolume(keys[:9], volume.values[:9], 256, 1), 100.0)
+bytes_of = lambda tensor: tensor.numel() * tensor.element_size()
+before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+open("/proc/self/clear_refs", "w").write("5")
+batch = marching_cubes_sparse(volume)
+peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
+output = sum(bytes_of(part) for part in batch if part is not None)
+assert len(batch.vertices) == 256**2
+assert peak - before <= 1.25 * output + 0.25 * bytes_of(volume.values), (peak - before, output, bytes_of(volume.values))
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs /proc/self/clear_refs (Linux)")
+def test_memory_follows_the_bricks() -> None:
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

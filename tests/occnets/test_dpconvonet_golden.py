@@ -180,5 +180,5 @@ def test_canonical_set_up_is_convonet() -> None:
     ours = fill_hashed(build_model(load_config("dpconvonet-shapenet-canonical-3plane")))
     theirs = fill_hashed(build_model(load_config("convonet-shapenet-3plane")))
     cloud, query = hashed("cloud", (1, 300, 3), -0.5, 0.5), hashed("query", (1, 7, 3), -0.5, 0.5)
-    with torch.no_grad():
-        np.testing.assert_array_equal(ours(query, cloud), theirs(query, cloud))
+    # With gradients both run the modules; without, ConvONet's decoder is fused and rounds differently.
+    np.testing.assert_array_equal(ours(query, cloud).detach(), theirs(query, cloud).detach())
