@@ -20,6 +20,7 @@ import torch
 
 from fakes import CONFIG, FieldModel, SphereModel, sphere_points
 from occnets import cli
+from occnets.commands import reconstruct
 from occnets.io import Geometry, PointCloud, read_geometry, read_mesh, write_mesh
 from occnets.reconstruct import Reconstructor
 
@@ -74,7 +75,7 @@ def test_reconstruct_tells_everything(
         record["timings"]
     )
     assert record["settings"]["resolution"] == 32 and record["settings"]["threshold"] == 0.5
-    assert record["versions"]["torch"] == torch.__version__ and record["model"]["name"] == cli.DEFAULT_MODEL
+    assert record["versions"]["torch"] == torch.__version__ and record["model"]["name"] == reconstruct.DEFAULT_MODEL
     for text in ("2,000 points", "watertight, 1 component", "volume 112.", "bounds (97.00", "written "):
         assert text in said.err, said.err
     assert re.search(r"extract \d+\.\d\d", said.err), said.err
@@ -373,8 +374,8 @@ def test_example_is_small_and_noisy() -> None:
 def test_bundled_model_reconstructs_the_example(tmp_path: Path) -> None:
     from occnets.checkpoints import pretrained_names
 
-    if cli.DEFAULT_MODEL not in pretrained_names():
-        pytest.skip(f"the weights of {cli.DEFAULT_MODEL} are not bundled yet")
+    if reconstruct.DEFAULT_MODEL not in pretrained_names():
+        pytest.skip(f"the weights of {reconstruct.DEFAULT_MODEL} are not bundled yet")
     done = command(
         "reconstruct", EXAMPLE, "-o", tmp_path / "m.glb", "--json", "--quiet", "--render", tmp_path / "p.png"
     )

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: MIT
+"""``occnets reconstruct``."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from occnets.commands.render import make_view
+from occnets.commands.talk import Talk
+
+if TYPE_CHECKING:
+    from occnets.reconstruct import Reconstruction, Reconstructor
+
+DEFAULT_MODEL = "convonet-grid"
+
+_EXAMPLES = """examples:
+  occnets reconstruct scan.ply -o mesh.glb
+  occnets reconstruct scan.las -o mesh.ply --resolution 256 --render picture.png
+  occnets reconstruct scan.xyz -o mesh.obj --json --quiet > numbers.json
+"""
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "reconstruct",
+        help="point cloud in, closed mesh out",
+        description="Reconstruct a closed mesh from a point cloud, in the cloud's own units and frame.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "input",
+        type=Path,
+        help="PLY OBJ OFF STL GLB XYZ TXT CSV PTS PWN PCD NPY NPZ LAS or LAZ; of meshes, the vertices",
+    )
+    add("-o", "--output", type=Path, required=True, help="mesh to write: .ply .obj .off .stl or .glb")
+    group = parser.add_argument_group("model and surface")
+    add = group.add_argument
+    add("--model", default=DEFAULT_MODEL, help="name (see 'occnets models'), folder or weights file [%(default)s]")
+    add("--config", help="configuration of a weights file: a YAML file or a packaged name")
+    add("--resolution", type=int, default=128, metavar="R", help="lattice cells along a side, 8 to 2048 [%(default)s]")
+    add("--threshold", type=float, metavar="P", help="occupancy probability of the surface [the model's]")
+    add("--ensemble", type=int, metavar="K", help="average over K orientations of the input, 1 to 48 [the model's]")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N [%(default)s]")
+    add("--memory", metavar="SIZE", help="limit of the field's evaluation, such as 500M or 4G [none]")
+    group = parser.add_argument_group("mesh")
+    add = group.add_argument
+    add(
+        "--refine",
+        type=int,
+        nargs="?",
+        const=30,
+        default=0,
+        metavar="STEPS",
+        help="move the faces into the network's surface, by so many steps [none; %(const)s if no number is given]",
+    )
+    add("--no-fit", action="store_true", help="keep the network's surface; do not move it onto the points")
+    add(
+        "--simplify",
+        type=_amount,
+        metavar="FACES|RATIO",
+        help="reduce to so many faces, or, below 1, to that share of them (extra 'mesh')",
+    )
+    keep = group.add_mutually_exclusive_group()
+    keep.add_argument("--largest", action="store_true", help="keep only the largest body and the cavities in it")
+    keep.add_argument("--keep-all", action="store_true", help="keep crumbs too (below 1/10000 of the volume)")
+    add("--normals", action="store_true", help="write vertex normals")
+    group = parser.add_argument_group("input")
+    add = group.add_argument
+    add("--points", type=int, metavar="N", help="give the network at most N points [as many as it was trained with]")
+    add("--sample", type=int, metavar="N", help="the input is a mesh: draw N points from its surface")
+    add("--outliers", choices=("auto", "strong", "off"), default="auto", help="removal of stray points [%(default)s]")
+    add("--seed", type=int, default=0, help="of every random choice [%(default)s]")
+    group = parser.add_argument_group("reports")
+    add = group.add_argument
+    add("--render", type=Path, metavar="PNG", help="picture of the cloud and the mesh side by side")
+    add("--report", type=Path, metavar="FILE", help="all numbers as .json, or as .html with the picture")
+    add("--json", action="store_true", help="print all numbers as one JSON object on stdout")
+    add("--up", choices=("x", "y", "z"), help="axis that points up in the picture [by the input's format]")
+    add("--quiet", action="store_true", help="print nothing but errors")
+    parser.set_defaults(run=run)
+
+
+def _amount(text: str) -> int | float:
+    """A number of faces, or a share of them."""
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a number of faces or a share below 1, got {text!r}") from error
+
+
+def run(args: argparse.Namespace) -> int:
+    """``occnets reconstruct``."""
+    _check_paths(args)
+    talk, timings, start = Talk(args.quiet), {}, time.perf_counter()
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        began = time.perf_counter()
+        result = work()
+        timings[name] = timings.get(name, 0.0) + time.perf_counter() - began
+        return result
+
+    from occnets.io import read_points
+
+    cloud = timed("read", lambda: read_points(args.input, sample=args.sample, seed=args.seed))
+    options = timed("import", lambda: _options(args))  # a wrong option is reported before weights are loaded
+    reconstructor = timed("load", lambda: _load(args))
+    try:
+        result = reconstructor.reconstruct(cloud, options, progress=talk.progress())
+    finally:
+        talk.close()
+    timings |= {name: seconds for name, seconds in result.timings.items() if name != "total"}
+    picture = timed("render", lambda: _picture(args, result)) if args.render or _wants_page(args.report) else b""
+    timed("write", lambda: _write_results(args, result, picture))
+    timings["total"] = time.perf_counter() - start
+    record = _record(args, reconstructor, result, timings)
+    if args.report:
+        from occnets.report import write_report
+
+        write_report(args.report, record, picture)
+    _tell(args, talk, record)
+    return 0
+
+
+def _check_paths(args: argparse.Namespace) -> None:
+    """Everything that can be known to fail before the work begins."""
+    from occnets.io import check_writable
+    from occnets.report import REPORT_ENDINGS
+
+    outputs = [args.output, args.render, args.report]
+    for path, endings in zip(outputs, (None, (".png",), REPORT_ENDINGS), strict=True):
+        if path is not None:
+            check_writable(path, endings)
+    given = [path.resolve() for path in [args.input, *outputs] if path is not None]
+    if len(set(given)) < len(given):
+        raise ValueError("two of the input, output, picture and report are the same file; give each its own name")
+
+
+def _load(args: argparse.Namespace) -> Reconstructor:
+    from occnets.reconstruct import Reconstructor
+
+    return Reconstructor.from_pretrained(args.model, args.config, args.device)
+
+
+def _options(args: argparse.Namespace) -> Any:
+    from occnets.reconstruct import ReconstructionConfig
+
+    return ReconstructionConfig(
+        resolution=args.resolution,
+        threshold=args.threshold,
+        max_points=args.points,
+        seed=args.seed,
+        ensemble=args.ensemble,
+        refine=args.refine,
+        fit=not args.no_fit,
+        simplify=args.simplify,
+        outliers=args.outliers,
+        components="largest" if args.largest else "all" if args.keep_all else "clean",
+        normals=args.normals,
+        memory=args.memory,
+    )
+
+
+def _wants_page(report: Path | None) -> bool:
+    return report is not None and report.suffix.lower() != ".json"
+
+
+def _picture(args: argparse.Namespace, result: Reconstruction) -> bytes:
+    import numpy as np
+
+    from occnets.io import Geometry
+    from occnets.render import render_png
+
+    mesh = Geometry(np.asarray(result.mesh.vertices), faces=np.asarray(result.mesh.faces))
+    return render_png([Geometry(result.cloud), mesh], view=make_view(args.up, args.input))
+
+
+def _write_results(args: argparse.Namespace, result: Reconstruction, picture: bytes) -> None:
+    import warnings
+
+    from occnets.io import atomic_write, write_mesh
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the precision warning is part of the record
+        write_mesh(args.output, result.mesh, normals=args.normals)
+    if args.render:
+        with atomic_write(args.render) as stream:
+            stream.write(picture)
+
+
+def _record(
+    args: argparse.Namespace, reconstructor: Reconstructor, result: Reconstruction, timings: dict[str, float]
+) -> dict[str, Any]:
+    import numpy as np
+
+    from occnets.io import precision_warning
+    from occnets.report import versions
+
+    statistics = dict(result.stats)
+    settings = statistics.pop("settings")
+    precision = precision_warning(args.output, np.asarray(result.mesh.vertices))
+    return {
+        "input": str(args.input),
+        "output": str(args.output),
+        "model": {
+            "name": reconstructor.name,
+            "parameters": reconstructor.parameter_count(),
+            "device": str(reconstructor.device),
+        },
+        "settings": settings,
+        "statistics": statistics,
+        "timings": timings,
+        "warnings": [*result.warnings, *([precision] if precision else [])],
+        "versions": versions(),
+    }
+
+
+def _tell(args: argparse.Namespace, talk: Talk, record: dict[str, Any]) -> None:
+    from occnets.report import summary, to_json
+
+    for note in record["warnings"]:
+        talk.say(f"warning: {note}")
+    for line in summary(record):
+        talk.say(line)
+    written = [str(path) for path in (args.output, args.render, args.report) if path is not None]
+    talk.say(f"written {', '.join(written)}")
+    if args.json:
+        print(to_json(record))

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: MIT
+"""What commands say on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+class Talk:
+    """Everything said on stderr."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.bar: Any = None
+        self.stage = ""
+
+    def say(self, line: str) -> None:
+        if not self.quiet:
+            print(line, file=sys.stderr)
+
+    def progress(self) -> Callable[[str, int, int], None] | None:
+        """A progress callback, on a terminal only."""
+        if self.quiet or not sys.stderr.isatty():
+            return None
+        from tqdm import tqdm
+
+        def update(stage: str, done: int, total: int) -> None:
+            if self.bar is None or self.stage != stage:
+                self.close()
+                unit = " steps" if stage == "refine" else " points"
+                self.bar, self.stage = tqdm(desc=stage, unit=unit, unit_scale=True, file=sys.stderr, leave=False), stage
+            self.bar.total = total
+            self.bar.update(done - self.bar.n)
+
+        return update
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
