@@ -40,7 +40,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Replaces loading by a network with a known answer; a test may put another one in."""
     holder: list[Any] = [SphereModel()]
 
-    def load(name: str, config: Any = None, device: str = "auto") -> Reconstructor:
+    def load(name: str, config: Any = None, device: str = "auto", **options: Any) -> Reconstructor:
         return Reconstructor(holder[0], CONFIG, "cpu", str(name))
 
     monkeypatch.setattr(Reconstructor, "from_pretrained", staticmethod(load))
