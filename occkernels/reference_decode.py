@@ -95,7 +95,7 @@ def decode_with_gradient(
 
     def value(at: Tensor) -> Tensor:
         features = {"planes": planes, "grid": grid, "bases": bases, "basis_scale": basis_scale}
-        return decode(at, weights, layout, **features)
+        return decode(at, weights, layout, **features, precision="float32")
 
     logits, pull = torch.func.vjp(value, query)[:2]
     return logits, pull(torch.ones_like(logits))[0]

@@ -29,12 +29,16 @@ OCC_DEVICE void apply_norm(const ConditionalDevice& job, int64_t b, int64_t stag
 }
 
 struct ConditionalTile {
-  float *position, *net, *buffers[2];
+  float *position, *net;
+  int64_t size;  // of an array
   int64_t b;
   int stride;
+
+  // What stage `stage` hands on; stages take turns. An array of addresses would lie in local memory.
+  OCC_DEVICE float* buffer(int64_t stage) const { return net + (1 + stage % 2) * size; }
 };
 
-// All layers; the input of the last one is in buffers[layers % 2] afterwards. All threads of the block call.
+// All layers; the input of the last one is in buffer(layers) afterwards. All threads of the block call.
 OCC_DEVICE void run_exact(const ConditionalDevice& job, const ConditionalTile& tile) {
   const ConditionalShape& shape = job.shape;
   const int stride = tile.stride;
@@ -48,12 +52,12 @@ OCC_DEVICE void run_exact(const ConditionalDevice& job, const ConditionalTile& t
                   net[output * stride + column + c] = sum[c];
                 }
                 apply_norm(job, b, 0, output, sum);
-                for (int c = 0; c < kBlockColumns; ++c) tile.buffers[0][output * stride + column + c] = sum[c];
+                for (int c = 0; c < kBlockColumns; ++c) tile.buffer(0)[output * stride + column + c] = sum[c];
               });
   __syncthreads();
   for (int64_t layer = 0; layer < shape.layers; ++layer) {
-    const float* from = tile.buffers[layer % 2];
-    float* to = tile.buffers[(layer + 1) % 2];
+    const float* from = tile.buffer(layer);
+    float* to = tile.buffer(layer + 1);
     const bool adds = job.residual && layer % 2 == 1;
     multiply<1>(job.columns, shape.hidden, job.weights + shape.bias(layer),
                 Part{from, job.weights + shape.matrix(layer), shape.hidden}, none,
@@ -78,7 +82,7 @@ OCC_DEVICE void run_rounded(const ConditionalDevice& job, const ConditionalTile&
     const float* scale = job.affine + (tile.b * (shape.layers + 1) + stage) * 2 * shape.width();
     const bool last = stage == shape.layers;
     const float x = active(scale[output] * sum + scale[shape.width() + output], last ? job.leak : job.inner_leak);
-    float* rows = tile.buffers[stage % 2];
+    float* rows = tile.buffer(stage);
     if (last) {
       rows[output * stride + column] = x;
     } else {
@@ -98,7 +102,7 @@ OCC_DEVICE void run_rounded(const ConditionalDevice& job, const ConditionalTile&
       });
   __syncthreads();
   for (int64_t layer = 0; layer < shape.layers; ++layer) {
-    const RoundedPart from{tile.buffers[layer % 2], job.rounded + packed.first(layer), packed.steps(shape.hidden)};
+    const RoundedPart from{tile.buffer(layer), job.rounded + packed.first(layer), packed.steps(shape.hidden)};
     const bool adds = job.residual && layer % 2 == 1;
     multiply_rounded<R>(
         job.columns, shape.hidden, from, RoundedPart{},
@@ -119,7 +123,7 @@ OCC_KERNEL void __launch_bounds__(kDecodeThreads) conditional_kernel(Conditional
   const ConditionalShape& shape = job.shape;
   const int stride = stride_of(R, job.columns);
   const int64_t tiles_of_shape = (job.queries + job.columns - 1) / job.columns, size = shape.width() * stride;
-  float *position = memory, *net = position + 4 * stride, *buffers[2] = {net + size, net + 2 * size};
+  float *position = memory, *net = position + 4 * stride;
   for (int64_t number = blockIdx.x; number < tiles; number += gridDim.x) {
     const int64_t b = number / tiles_of_shape, first = number % tiles_of_shape * job.columns;
     const int count = static_cast<int>(job.queries - first < job.columns ? job.queries - first : job.columns);
@@ -129,13 +133,13 @@ OCC_KERNEL void __launch_bounds__(kDecodeThreads) conditional_kernel(Conditional
           job.query[3 * (b * job.queries + first + (column < count ? column : 0)) + axis];
     }
     __syncthreads();
-    const ConditionalTile tile{position, net, {buffers[0], buffers[1]}, b, stride};
+    const ConditionalTile tile{position, net, size, b, stride};
     if constexpr (R == kExact) {
       run_exact(job, tile);
     } else {
       run_rounded<R>(job, tile);
     }
-    const float* last = buffers[shape.layers % 2];
+    const float* last = tile.buffer(shape.layers);
     for (int column = threadIdx.x; column < count; column += blockDim.x) {
       float sum = 0;
       for (int64_t h = 0; h < shape.hidden; ++h) sum += job.weights[shape.out() + h] * last[h * stride + column];
