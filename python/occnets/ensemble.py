@@ -90,12 +90,15 @@ class EnsembleField:
         model: offers ``encode(inputs (1, N, 3)) -> features`` and ``decode(query (1, M, 3), features) -> (1, M)``.
         points: (N, 3) float32 in the unit cube.
         count: orientations, 1 to 48.
+        features: what ``encode`` gave for each orientation, if that is known already.
     """
 
-    def __init__(self, model: Any, points: Tensor, count: int) -> None:
+    def __init__(self, model: Any, points: Tensor, count: int, features: list[Any] | None = None) -> None:
         self.model = model
         self.turns = [Turn.from_matrix(matrix) for matrix in cube_symmetries()[:count]]
-        self.features = [model.encode(turn.points(points)[None]) for turn in self.turns]
+        if features is None:
+            features = [model.encode(turn.points(points)[None]) for turn in self.turns]
+        self.features = features
         self.bytes_per_query = query_bytes(model)
         decoder = getattr(model, "decoder", None)
         fused = [None if decoder is None else fuse(decoder, features) for features in self.features]

@@ -24,7 +24,7 @@ from occnets.finish import EmptyReconstructionError, Surface, finish_surface
 from occnets.io import PointCloud
 from occnets.memory import chunk_within, query_bytes
 from occnets.normalize import CleanCloud, clean_cloud, subsample
-from occnets.refine import Refinement, RefineOptions, refine_vertices
+from occnets.refine import OptimizeOptions, Refinement, RefineOptions, optimize_field, refine_vertices
 from occnets.settings import ReconstructionConfig, settings_from
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ __all__ = [
 ]
 
 Progress = Callable[[str, int, int], None]
+
+OnMesh = Callable[[int, float, "trimesh.Trimesh"], None]
+"""Takes intermediate meshes: (steps done, threshold, mesh)."""
 
 DEFAULT_POINTS = 50_000
 """Points given to a network whose configuration does not say how many it was trained with."""
@@ -140,6 +143,7 @@ class Reconstructor:
         config: ReconstructionConfig | None = None,
         *,
         progress: Progress | None = None,
+        on_mesh: OnMesh | None = None,
         **options: Any,
     ) -> Reconstruction:
         """Reconstruct a closed mesh.
@@ -147,7 +151,10 @@ class Reconstructor:
         Args:
             points: (N, 3) in any units, or a `PointCloud`.
             config: options; keyword arguments override single fields of it.
-            progress: called with (stage, done, total) while the field is evaluated.
+            progress: called with (stage, done, total) while the field is evaluated; the stage may end with a remark in
+                brackets.
+            on_mesh: called with (steps done, threshold, mesh) while the network is optimised, every
+                ``optimize.snapshot_every`` steps and at the end, for each of ``optimize.thresholds``.
             **options: fields of `ReconstructionConfig`, e.g. ``resolution=256``.
 
         Returns:
@@ -169,20 +176,20 @@ class Reconstructor:
             chosen = subsample(clean.points, int(limit), settings.seed)
             unit = torch.from_numpy(clean.frame.to_unit(chosen).astype(np.float32)).to(self.device)
         notes += [*clean.warnings, *self._range_warnings(len(clean.points), clean.noise)]
-        level, threshold = self._level(settings.threshold)
+        level, threshold = self._level(settings.threshold, settings.optimize)
         ensemble = settings.ensemble or int((self.config.get("test") or {}).get("ensemble") or 1)
+        task = _Task(self, settings, clean, unit, ensemble, progress)
         with torch.no_grad():  # not inference mode: refinement differentiates through the features
-            with clock.stage("encode"):
-                field = EnsembleField(self.model, unit, ensemble)
+            if settings.optimize is None:
+                with clock.stage("encode"):
+                    field = EnsembleField(self.model, unit, ensemble)
+            else:
+                with clock.stage("optimize"):
+                    field = task.optimized(on_mesh, threshold)
             with clock.stage("extract"):
-                box = 1.0 + float((self.config.get("data") or {}).get("padding", _PADDING))
-                report = None if progress is None else functools.partial(progress, "evaluate")
-                surface, facts, remarks = extract_surface(field, settings, level, box, unit, report)
+                surface, facts, remarks = task.extract(field, level)
             with clock.stage("finish"):
-                refine = self._refinement(field, settings, threshold, ensemble, progress)
-                # All points, not only those the network saw: dense scans place the surface better than any network.
-                finish_surface(surface, settings, clean.frame.to_unit(clean.points), refine)
-                mesh = _mesh(surface, clean)
+                mesh = task.finish(surface, field, threshold)
         stats = {
             "input": _input_statistics(raw, clean, len(chosen)),
             "settings": {
@@ -191,42 +198,20 @@ class Reconstructor:
                 "max_points": int(limit),
                 "ensemble": ensemble,
             },
+            **task.facts,
             "field": facts,
             "mesh": {**mesh_statistics(np.asarray(mesh.vertices), np.asarray(mesh.faces)), **surface.facts},
         }
         clock.seconds["total"] = time.perf_counter() - start
-        return Reconstruction(mesh, stats, clock.seconds, (*notes, *remarks, *surface.notes), chosen)
+        return Reconstruction(mesh, stats, clock.seconds, (*notes, *task.notes, *remarks, *surface.notes), chosen)
 
-    def _refinement(
-        self,
-        field: EnsembleField,
-        settings: ReconstructionConfig,
-        threshold: float,
-        ensemble: int,
-        progress: Progress | None,
-    ) -> Callable[[NDArray[np.float64], NDArray[np.int64]], Refinement]:
-        """Moves vertices into the field."""
-        each = ensemble * query_bytes(self.model, kept=True)
-        plain = RefineOptions()
-        options = dataclasses.replace(
-            plain,
-            steps=settings.refine,
-            learning_rate=plain.learning_rate * min(1.0, _REFINE_RESOLUTION / settings.resolution),
-            seed=settings.seed,
-            chunk=chunk_within(settings.memory, each, plain.chunk),
-        )
-        report = None if progress is None else functools.partial(progress, "refine")
-
-        def refine(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> Refinement:
-            return refine_vertices(vertices, faces, field, threshold, options, device=self.device, progress=report)
-
-        return refine
-
-    def _level(self, threshold: float | None) -> tuple[float, float]:
+    def _level(self, threshold: float | None, optimize: Any) -> tuple[float, float]:
         """The surface's logit and probability."""
+        if threshold is None and optimize is not None and optimize.thresholds:
+            threshold = optimize.thresholds[-1]
         if threshold is None:
             threshold = float((self.config.get("test") or {}).get("threshold") or 0.5)
-        return math.log(threshold / (1.0 - threshold)), threshold
+        return _logit(threshold), threshold
 
     def _range_warnings(self, count: int, noise: float) -> list[str]:
         """What makes this input unlike anything the network was trained on."""
@@ -244,6 +229,107 @@ class Reconstructor:
                 f"up to {100 * high:.1f} %: expect a rough or hollow surface"
             )
         return found
+
+
+class _Task:
+    """One cloud on its way through one network.
+
+    Attributes:
+        facts: what optimisation did, for the report.
+        notes: remarks for the user.
+    """
+
+    def __init__(
+        self,
+        owner: Reconstructor,
+        settings: ReconstructionConfig,
+        clean: CleanCloud,
+        unit: torch.Tensor,
+        ensemble: int,
+        progress: Progress | None,
+    ) -> None:
+        self.owner, self.settings, self.clean, self.unit, self.ensemble = owner, settings, clean, unit, ensemble
+        self.progress = progress
+        self.box = 1.0 + float((owner.config.get("data") or {}).get("padding", _PADDING))
+        self.facts: dict[str, Any] = {}
+        self.notes: list[str] = []
+
+    def optimized(self, on_mesh: OnMesh | None, threshold: float) -> EnsembleField:
+        """The field of a copy of the network that was adapted to the cloud."""
+        options = self.settings.optimize
+        assert isinstance(options, OptimizeOptions)
+        levels = options.thresholds or (threshold,)
+
+        def report(step: int, steps: int, loss: float) -> None:
+            if self.progress is not None:
+                self.progress(f"optimize (loss {loss:.4f})", step, steps)
+
+        def show(step: int, field: EnsembleField) -> None:
+            assert on_mesh is not None
+            for wanted in levels:
+                try:
+                    surface, _, _ = self.extract(field, _logit(wanted))
+                    on_mesh(step, wanted, self.finish(surface, field, wanted))
+                except EmptyReconstructionError:
+                    self.notes.append(f"after {step} steps there was no surface at threshold {wanted:g}")
+
+        found = optimize_field(
+            self.owner.model,
+            self.unit,
+            options,
+            ensemble=self.ensemble,
+            seed=self.settings.seed,
+            progress=report,
+            snapshot=None if on_mesh is None else show,
+        )
+        assert found.field is not None
+        done = len(found.losses)
+        if on_mesh is not None and done % (options.snapshot_every or options.decay_every):
+            show(done, found.field)
+        self.facts["optimization"] = {
+            "steps": done,
+            "plateau": found.plateau,
+            "loss_first": found.per_point[0] if done else None,
+            "loss_last": found.per_point[-1] if done else None,
+        }
+        return found.field
+
+    def extract(self, field: EnsembleField, level: float) -> tuple[Surface, dict[str, Any], list[str]]:
+        """The surface of a field in the unit cube; see `extract_surface`."""
+        report = None if self.progress is None else functools.partial(self.progress, "evaluate")
+        return extract_surface(field, self.settings, level, self.box, self.unit, report)
+
+    def finish(self, surface: Surface, field: EnsembleField, threshold: float) -> trimesh.Trimesh:
+        """The mesh of a surface in the input's units and frame."""
+        # All points, not only those the network saw: dense scans place the surface better than any network.
+        points = self.clean.frame.to_unit(self.clean.points)
+        finish_surface(surface, self.settings, points, self._refinement(field, threshold))
+        return _mesh(surface, self.clean)
+
+    def _refinement(
+        self, field: EnsembleField, threshold: float
+    ) -> Callable[[NDArray[np.float64], NDArray[np.int64]], Refinement]:
+        """Moves vertices into the field."""
+        settings, plain = self.settings, RefineOptions()
+        each = self.ensemble * query_bytes(self.owner.model, kept=True)
+        options = dataclasses.replace(
+            plain,
+            steps=settings.refine,
+            learning_rate=plain.learning_rate * min(1.0, _REFINE_RESOLUTION / settings.resolution),
+            seed=settings.seed,
+            chunk=chunk_within(settings.memory, each, plain.chunk),
+        )
+        report = None if self.progress is None else functools.partial(self.progress, "refine")
+        device = self.owner.device
+
+        def refine(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> Refinement:
+            return refine_vertices(vertices, faces, field, threshold, options, device=device, progress=report)
+
+        return refine
+
+
+def _logit(probability: float) -> float:
+    return math.log(probability / (1.0 - probability))
 
 
 def pick_device(device: str | torch.device) -> torch.device:

@@ -59,6 +59,25 @@ def add_parser(commands: Any) -> None:
         metavar="STEPS",
         help="move the faces into the network's surface, by so many steps [none; %(const)s if no number is given]",
     )
+    add(
+        "--optimize",
+        nargs="?",
+        const="preset",
+        metavar="STEPS",
+        help="adapt a copy of the network to the points first; by so many steps, or as many as the preset has [no]",
+    )
+    add(
+        "--optimize-preset",
+        metavar="NAME",
+        help="default, or the original's object or scene, or a configuration with a section test_optim",
+    )
+    add("--learning-rate", type=float, metavar="RATE", help="of --optimize [the preset's]")
+    add(
+        "--save-every",
+        type=int,
+        metavar="K",
+        help="with --optimize: write a mesh every K steps, and at the end one for each threshold of the preset",
+    )
     add("--no-fit", action="store_true", help="keep the network's surface; do not move it onto the points")
     add(
         "--simplify",
@@ -111,7 +130,8 @@ def run(args: argparse.Namespace) -> int:
     options = timed("import", lambda: _options(args))  # a wrong option is reported before weights are loaded
     reconstructor = timed("load", lambda: _load(args))
     try:
-        result = reconstructor.reconstruct(cloud, options, progress=talk.progress())
+        keep = _keeper(args) if args.save_every else None
+        result = reconstructor.reconstruct(cloud, options, progress=talk.progress(), on_mesh=keep)
     finally:
         talk.close()
     timings |= {name: seconds for name, seconds in result.timings.items() if name != "total"}
@@ -147,6 +167,54 @@ def _load(args: argparse.Namespace) -> Reconstructor:
     return Reconstructor.from_pretrained(args.model, args.config, args.device)
 
 
+def _optimization(args: argparse.Namespace) -> Any:
+    """The options of the optimisation, or None."""
+    import dataclasses
+
+    from occnets.refine import PRESETS, options_from_config
+
+    if args.optimize is None:
+        for name in ("optimize_preset", "learning_rate", "save_every"):
+            if getattr(args, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')} belongs to --optimize, which is missing")
+        return None
+    name = args.optimize_preset or "default"
+    if name in PRESETS:
+        options = PRESETS[name]
+    else:
+        from occnets.config import load_config
+
+        found = options_from_config(load_config(name))
+        if found is None:
+            raise ValueError(
+                f"--optimize-preset {name}: the configuration has no section test_optim; presets: {', '.join(PRESETS)}"
+            )
+        options = found
+    if args.optimize != "preset":
+        if not args.optimize.isdecimal() or not int(args.optimize):
+            raise ValueError(f"--optimize: expected a number of steps, got {args.optimize!r}")
+        options = dataclasses.replace(options, steps=int(args.optimize))
+    if args.learning_rate is not None:
+        options = dataclasses.replace(options, learning_rate=args.learning_rate)
+    if args.save_every is not None:
+        if args.save_every < 1:
+            raise ValueError(f"--save-every: expected at least 1, got {args.save_every}")
+        options = dataclasses.replace(options, snapshot_every=args.save_every)
+    return options
+
+
+def _keeper(args: argparse.Namespace) -> Callable[[int, float, Any], None]:
+    """Writes intermediate meshes beside the output."""
+
+    def keep(step: int, threshold: float, mesh: Any) -> None:
+        from occnets.io import write_mesh
+
+        name = f"{args.output.stem}_step{step}_th{threshold:g}{args.output.suffix}"
+        write_mesh(args.output.with_name(name), mesh, normals=args.normals)
+
+    return keep
+
+
 def _options(args: argparse.Namespace) -> Any:
     from occnets.reconstruct import ReconstructionConfig
 
@@ -156,6 +224,7 @@ def _options(args: argparse.Namespace) -> Any:
         max_points=args.points,
         seed=args.seed,
         ensemble=args.ensemble,
+        optimize=_optimization(args),
         refine=args.refine,
         fit=not args.no_fit,
         simplify=args.simplify,

@@ -27,10 +27,12 @@ class Talk:
         from tqdm import tqdm
 
         def update(stage: str, done: int, total: int) -> None:
-            if self.bar is None or self.stage != stage:
+            name = stage.split(" (")[0]  # a remark in brackets may follow
+            if self.bar is None or self.stage != name:
                 self.close()
-                unit = " steps" if stage == "refine" else " points"
-                self.bar, self.stage = tqdm(desc=stage, unit=unit, unit_scale=True, file=sys.stderr, leave=False), stage
+                unit = " steps" if name in ("refine", "optimize") else " points"
+                self.bar, self.stage = tqdm(desc=stage, unit=unit, unit_scale=True, file=sys.stderr, leave=False), name
+            self.bar.set_description_str(stage, refresh=False)
             self.bar.total = total
             self.bar.update(done - self.bar.n)
 
