@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from occnets.models.crop import CropSettings, crop_inputs, crop_query, window_volume
+from occnets.refine.consensus import Consensus, find_consensus
 from occnets.refine.presets import OptimizeOptions
 
 ON_SURFACE, OFF_SURFACE = 0.5, 1.0
@@ -28,11 +30,13 @@ class Draw:
         query: (M, 3) float32.
         target: (M,) 0.5 on the surface, 1 off it.
         count: draws that the points come from, which the loss is the mean of.
+        sign: (M,) 1 inside, -1 outside, 0 not known; or None, where no sign is known.
     """
 
     query: Tensor
     target: Tensor
     count: int = 1
+    sign: Tensor | None = None
 
 
 class ObjectDraws:
@@ -42,38 +46,66 @@ class ObjectDraws:
 
     Args:
         points: (N, 3) float32 in the unit cube.
-        options: ``batch``, ``surface_points``, ``space_points``, ``sigma``, ``clearance``.
+        options: ``batch``, ``surface_points``, ``space_points``, ``sigma``, ``clearance``, ``consensus``.
         seed: of the draws.
+        field: logits (1, M) at queries (1, M, 3), needed for ``consensus``.
+        half: half the side of the padded cube.
     """
 
-    def __init__(self, points: Tensor, options: OptimizeOptions, seed: int) -> None:
+    def __init__(
+        self,
+        points: Tensor,
+        options: OptimizeOptions,
+        seed: int,
+        field: Callable[[Tensor], Tensor] | None = None,
+        half: float = 0.55,
+    ) -> None:
         self.points, self.options = points.detach().cpu(), options
         self.device = points.device
         self.generator = torch.Generator().manual_seed(seed)
         self.tree: Any = None
         self.clearance = 0.0
-        if options.clearance:
+        self.consensus: Consensus | None = None
+        if options.clearance or options.consensus:
             from scipy.spatial import cKDTree
 
             self.tree = cKDTree(self.points.numpy())
             nearest = self.tree.query(self.points.numpy(), min(7, len(self.points)))[0]
             # Six neighbours in a disc of this radius: the side of the square that one point represents.
-            self.clearance = options.clearance * float(torch.from_numpy(nearest[:, -1]).median()) * (torch.pi / 6) ** 0.5
+            spacing = float(torch.from_numpy(nearest[:, -1]).median()) * (torch.pi / 6.0) ** 0.5
+            self.clearance = options.clearance * spacing
+        if options.consensus:
+            assert field is not None
+            how = (options.consensus, options.consensus_reach)
+            self.consensus = find_consensus(field, points, self.tree, spacing, how, half)
 
     def __call__(self) -> Draw:
         """The points of the next step."""
         o = self.options
         surface = self._points(o.batch * o.surface_points)
-        space = self._points(o.batch * o.space_points)
-        space = space + o.sigma * torch.randn(space.shape, generator=self.generator)
-        if self.tree is not None:
+        count = o.batch * o.space_points
+        disputed = self._disputed(round(count * o.disputed))
+        space = self._points(count - len(disputed))
+        space = torch.cat((disputed, space + o.sigma * torch.randn(space.shape, generator=self.generator)))
+        if self.clearance:
             distance, _ = self.tree.query(space.numpy(), distance_upper_bound=self.clearance)
             space = space[torch.from_numpy(distance >= self.clearance)]
         target = torch.cat((torch.full((len(surface),), ON_SURFACE), torch.full((len(space),), OFF_SURFACE)))
-        return Draw(torch.cat((surface, space)).to(self.device), target.to(self.device), o.batch)
+        sign = None
+        if self.consensus is not None:
+            sign = torch.cat((torch.zeros(len(surface)), self.consensus.at(space))).to(self.device)
+        return Draw(torch.cat((surface, space)).to(self.device), target.to(self.device), o.batch, sign)
 
     def _points(self, count: int) -> Tensor:
         return self.points[torch.randint(len(self.points), (count,), generator=self.generator)]
+
+    def _disputed(self, count: int) -> Tensor:
+        """Places where the chosen sign is not the network's, if there are any."""
+        if self.consensus is None or not len(self.consensus.disputed):
+            return self.points[:0]
+        nodes = self.consensus.disputed
+        chosen = nodes[torch.randint(len(nodes), (count,), generator=self.generator)]
+        return chosen + self.consensus.spacing * (torch.rand(chosen.shape, generator=self.generator) - 0.5)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ _WHOLE = (
     ("window_points", 1),
     ("window_queries", 1),
 )
-_AMOUNTS = ("sigma", "surface_weight", "space_weight", "anchor", "tolerance")
+_AMOUNTS = ("sigma", "surface_weight", "space_weight", "anchor", "tolerance", "clearance", "consensus", "disputed")
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class OptimizeOptions:
         clearance: extension: points off the surface closer to a measured point than so many point spacings are left
             out; 0 keeps all.
         anchor: extension: weight of the squared difference to the original logits at the points off the surface.
+        consensus: extension: weight of the network's opinion against short boundaries when signs are chosen before the
+            optimisation, see `occnets.refine.consensus`. Points off the surface are then pushed to that sign instead of
+            away from zero. 0 chooses none.
+        consensus_reach: distance from the points, in spacings, from which on boundaries cost their full price.
+        disputed: share of the points off the surface that is drawn where the chosen sign is not the network's.
         check_every: the mean loss of so many steps is what is watched for a plateau.
         patience: stop when that mean has not fallen for so many checks; None never stops early.
         tolerance: relative fall that counts.
@@ -70,6 +75,9 @@ class OptimizeOptions:
     space_weight: float = 1.0
     clearance: float = 0.0
     anchor: float = 0.0
+    consensus: float = 0.0
+    consensus_reach: float = 3.0
+    disputed: float = 0.0
     check_every: int = 10
     patience: int | None = 3
     tolerance: float = 1e-3
@@ -88,10 +96,10 @@ class OptimizeOptions:
         for name in _AMOUNTS:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"OptimizeOptions: `{name}` must not be negative, got {getattr(self, name)!r}")
-        if not self.learning_rate > 0 or not 0 < self.decay <= 1 or not self.clearance >= 0:
+        if not (self.learning_rate > 0 and self.consensus_reach > 0) or not 0 < self.decay <= 1 or self.disputed > 1:
             raise ValueError(
-                "OptimizeOptions: `learning_rate` must be positive, `decay` in (0, 1] and `clearance` not negative, got "
-                f"{self.learning_rate}, {self.decay} and {self.clearance}"
+                "OptimizeOptions: `learning_rate` and `consensus_reach` must be positive, `decay` in (0, 1] and "
+                f"`disputed` at most 1, got {self.learning_rate}, {self.consensus_reach}, {self.decay}, {self.disputed}"
             )
         if self.parameters not in PARAMETERS:
             raise ValueError(
@@ -112,7 +120,22 @@ _ORIGINAL = OptimizeOptions(
 )
 
 PRESETS: dict[str, OptimizeOptions] = {
-    "default": OptimizeOptions(),
+    "default": OptimizeOptions(
+        steps=20,
+        learning_rate=0.05,
+        decay=0.3,
+        decay_every=10,
+        batch=1,
+        surface_points=512,
+        space_points=2048,
+        parameters="features",
+        surface_weight=0.03,
+        clearance=1.0,
+        anchor=0.1,
+        consensus=0.3,
+        disputed=0.3,
+        check_every=5,
+    ),
     "object": dataclasses.replace(_ORIGINAL, batch=16, surface_points=512, space_points=1536),
     "scene": dataclasses.replace(_ORIGINAL, batch=6, surface_points=1536, space_points=512),
     "large-scene": dataclasses.replace(
@@ -187,4 +210,6 @@ def optimize_options(value: Any) -> OptimizeOptions | None:
         return preset(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return dataclasses.replace(PRESETS["default"], steps=value) if value else None
-    raise ValueError(f"`optimize` must be a number of steps, a preset ({', '.join(PRESETS)}) or OptimizeOptions, got {value!r}")
+    raise ValueError(
+        f"`optimize` must be a number of steps, a preset ({', '.join(PRESETS)}) or OptimizeOptions, got {value!r}"
+    )

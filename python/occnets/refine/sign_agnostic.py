@@ -27,6 +27,7 @@ from occnets.ensemble import EnsembleField, Turn, cube_symmetries
 from occnets.models.convonet import ConvolutionalOccupancyNetwork
 from occnets.models.encoders import LocalPoolPointnet
 from occnets.refine.draws import ON_SURFACE, Draw, ObjectDraws, WindowDraws
+from occnets.refine.lazy_adam import LazyAdam
 from occnets.refine.presets import PRESETS, OptimizeOptions
 
 OptimizeProgress = Callable[[int, int, float], None]
@@ -55,13 +56,17 @@ class Optimization:
     plateau: bool
 
 
-def unsigned_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+def unsigned_cross_entropy(
+    logits: Tensor, target: Tensor, weight: Tensor | None = None, sign: Tensor | None = None
+) -> Tensor:
     """Cross-entropy of absolute logits: summed over points, mean over the batch.
 
     Args:
         logits: (B, M).
         target: (B, M) 0.5 on the surface, where the loss is at least ln 2; 1 off the surface.
         weight: (B, M) factors, or None.
+        sign: (B, M) extension: 1 or -1 where the sign is known, whose product with the logit then takes the place of the
+            absolute value; 0 where it is not.
 
     Returns:
         A scalar.
@@ -76,7 +81,10 @@ def unsigned_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None
             f"unsigned_cross_entropy: expected `logits` and `target` of one shape (B, M), got {tuple(logits.shape)} and "
             f"{tuple(target.shape)}"
         )
-    loss = functional.binary_cross_entropy_with_logits(logits.float().abs(), target.float(), weight, reduction="none")
+    size = logits.float().abs()
+    if sign is not None:
+        size = torch.where(sign == 0, size, logits.float() * sign)
+    loss = functional.binary_cross_entropy_with_logits(size, target.float(), weight, reduction="none")
     return loss.sum(dim=1).mean()
 
 
@@ -115,7 +123,8 @@ def optimize_field(
     with torch.inference_mode(False), torch.enable_grad():
         points = points.detach().clone()
         trained = _TrainedField(model, points, options, ensemble)
-        draws = ObjectDraws(points, options, seed)
+        half = 0.5 + 0.5 * float(getattr(getattr(getattr(model, "encoder", None), "options", None), "padding", 0.1))
+        draws = ObjectDraws(points, options, seed, trained.start, half)
         keep = None if snapshot is None else lambda step: snapshot(step, trained.field())
         losses, sizes, plateau = _descend(trained.parameters, lambda: trained.loss(draws()), options, progress, keep)
         field = trained.field()
@@ -190,7 +199,7 @@ class _TrainedField:
         clouds = torch.stack([turn.points(points) for turn in self.turns])
         self.encode = _encoding(self.model, clouds)
         self.start: EnsembleField | None = None
-        if options.anchor:
+        if options.anchor or options.consensus:
             with torch.no_grad():
                 self.start = EnsembleField(model, points, ensemble)
         self.features: dict[str, Tensor] | None = None
@@ -214,11 +223,16 @@ class _TrainedField:
         """Loss and loss per point; its gradient is left in the parameters."""
         logits = self.logits(draw.query)[None]
         target = draw.target[None]
-        loss = unsigned_cross_entropy(logits, target, _weights(target, self.options)) / draw.count
-        if self.start is not None:
+        sign = None if draw.sign is None else draw.sign[None]
+        loss = unsigned_cross_entropy(logits, target, _weights(target, self.options), sign) / draw.count
+        if self.options.anchor:
+            assert self.start is not None
             with torch.no_grad():
                 before = self.start(draw.query[None])
-            square = (logits - before).square() * (target != ON_SURFACE)
+            kept = target != ON_SURFACE
+            if sign is not None:
+                kept = kept & (sign * before >= 0)  # what is to change its sign is not held
+            square = (logits - before).square() * kept
             loss = loss + self.options.anchor * square.sum() / draw.count
         loss.backward()
         value = float(loss.detach())
@@ -288,7 +302,8 @@ def _descend(
     parameters = list(parameters)
     if not parameters:
         raise ValueError("sign-agnostic optimisation: there is nothing to learn; choose other `parameters`")
-    optimizer = torch.optim.Adam(parameters, lr=options.learning_rate)
+    lazy = options.parameters == "features"
+    optimizer: Any = (LazyAdam if lazy else torch.optim.Adam)(parameters, lr=options.learning_rate)
     losses: list[float] = []
     sizes: list[float] = []
     best, waited = math.inf, 0
