@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """One step of sign-agnostic optimisation: ours against the original design, with the same trained weights and draws.
 
-The original repeats the cloud for every draw of points, so that a batch of 16 draws costs 16 passes of the encoder, and
-finds the points' cells anew in each of them. Losses are compared first. Weights and clouds are those of recorded runs of
-the original systems, which lie outside the repository (OCC_SHARED).
+The original repeats the cloud for every draw of points, so that a batch of 16 draws costs 16 passes of the encoder,
+and finds the points' cells anew in each of them. Losses are compared first. Weights and clouds are those of recorded
+runs of the original systems, which lie outside the repository (OCC_SHARED).
 """
 
 from __future__ import annotations

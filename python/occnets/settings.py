@@ -38,8 +38,8 @@ class ReconstructionConfig:
         seed: of every random choice.
         ensemble: average over so many orientations of the input (1 to 48, cube rotations and reflections); costs
             that many times the network's time. None takes the model's ``test.ensemble``, or 1.
-        optimize: adapt the network to the points first, see `occnets.refine.optimize_field`: a number of steps, the name
-            of a preset (`occnets.refine.PRESETS`) or options; None or 0 for no. Costs many times the rest.
+        optimize: adapt the network to the points first, see `occnets.refine.optimize_field`: a number of steps, the
+            name of a preset (`occnets.refine.PRESETS`) or options; None or 0 for no. Costs many times the rest.
         refine: steps of moving the surface into the field, see `occnets.refine.refine_vertices`; 0 for none.
         fit: move the surface onto the points afterwards, see `occnets.fit`.
         simplify: reduce to so many faces, or, below 1, to that share of them, see `occnets.refine.simplify_mesh`;

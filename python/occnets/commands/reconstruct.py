@@ -59,6 +59,36 @@ def add_parser(commands: Any) -> None:
         metavar="STEPS",
         help="move the faces into the network's surface, by so many steps [none; %(const)s if no number is given]",
     )
+    add("--no-fit", action="store_true", help="keep the network's surface; do not move it onto the points")
+    add(
+        "--simplify",
+        type=_amount,
+        metavar="FACES|RATIO",
+        help="reduce to so many faces, or, below 1, to that share of them (extra 'mesh')",
+    )
+    keep = group.add_mutually_exclusive_group()
+    keep.add_argument("--largest", action="store_true", help="keep only the largest body and the cavities in it")
+    keep.add_argument("--keep-all", action="store_true", help="keep crumbs too (below 1/10000 of the volume)")
+    add("--normals", action="store_true", help="write vertex normals")
+    _add_optimization(parser)
+    group = parser.add_argument_group("input")
+    add = group.add_argument
+    add("--points", type=int, metavar="N", help="give the network at most N points [as many as it was trained with]")
+    add("--sample", type=int, metavar="N", help="the input is a mesh: draw N points from its surface")
+    add("--outliers", choices=("auto", "strong", "off"), default="auto", help="removal of stray points [%(default)s]")
+    add("--seed", type=int, default=0, help="of every random choice [%(default)s]")
+    group = parser.add_argument_group("reports")
+    add = group.add_argument
+    add("--render", type=Path, metavar="PNG", help="picture of the cloud and the mesh side by side")
+    add("--report", type=Path, metavar="FILE", help="all numbers as .json, or as .html with the picture")
+    add("--json", action="store_true", help="print all numbers as one JSON object on stdout")
+    add("--up", choices=("x", "y", "z"), help="axis that points up in the picture [by the input's format]")
+    add("--quiet", action="store_true", help="print nothing but errors")
+    parser.set_defaults(run=run)
+
+
+def _add_optimization(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("test-time optimisation").add_argument
     add(
         "--optimize",
         nargs="?",
@@ -78,31 +108,6 @@ def add_parser(commands: Any) -> None:
         metavar="K",
         help="with --optimize: write a mesh every K steps, and at the end one for each threshold of the preset",
     )
-    add("--no-fit", action="store_true", help="keep the network's surface; do not move it onto the points")
-    add(
-        "--simplify",
-        type=_amount,
-        metavar="FACES|RATIO",
-        help="reduce to so many faces, or, below 1, to that share of them (extra 'mesh')",
-    )
-    keep = group.add_mutually_exclusive_group()
-    keep.add_argument("--largest", action="store_true", help="keep only the largest body and the cavities in it")
-    keep.add_argument("--keep-all", action="store_true", help="keep crumbs too (below 1/10000 of the volume)")
-    add("--normals", action="store_true", help="write vertex normals")
-    group = parser.add_argument_group("input")
-    add = group.add_argument
-    add("--points", type=int, metavar="N", help="give the network at most N points [as many as it was trained with]")
-    add("--sample", type=int, metavar="N", help="the input is a mesh: draw N points from its surface")
-    add("--outliers", choices=("auto", "strong", "off"), default="auto", help="removal of stray points [%(default)s]")
-    add("--seed", type=int, default=0, help="of every random choice [%(default)s]")
-    group = parser.add_argument_group("reports")
-    add = group.add_argument
-    add("--render", type=Path, metavar="PNG", help="picture of the cloud and the mesh side by side")
-    add("--report", type=Path, metavar="FILE", help="all numbers as .json, or as .html with the picture")
-    add("--json", action="store_true", help="print all numbers as one JSON object on stdout")
-    add("--up", choices=("x", "y", "z"), help="axis that points up in the picture [by the input's format]")
-    add("--quiet", action="store_true", help="print nothing but errors")
-    parser.set_defaults(run=run)
 
 
 def _amount(text: str) -> int | float:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-
 _SMALL = 20_480  # C * D * H up to which torch leaves oneDNN for a single sample
 
 
@@ -17,8 +16,9 @@ class Conv3d(nn.Conv3d):
     """``torch.nn.Conv3d`` with the same parameters, without two slow paths torch takes on a CPU.
 
     * torch leaves oneDNN for an im2col product when the batch is one sample with C * D * H up to 20,480, which costs up
-      to 2.5 times the time and loses the channels-last memory format; here oneDNN is called. In the backward pass, where
-      the same happens at up to 7 times the time, a second sample of zeros avoids it (gradients are supported once).
+      to 2.5 times the time and loses the channels-last memory format; here oneDNN is called. In the backward pass,
+      where the same happens at up to 5 times the time, a second sample of zeros avoids it (gradients are supported
+      once, not twice).
     * A 1x1x1 convolution of a channels-last tensor is a matrix product of its rows and is computed as one (2 to 4
       times faster on one thread).
 

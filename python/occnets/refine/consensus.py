@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Which side of the surface a place is on, where a network's field and the measured points disagree.
 
-Sign-agnostic optimisation keeps the signs it begins with. A wall across a hole or a blob in empty space, with no measured
-point near it, thus only becomes sharper. Here signs are chosen once, before the optimisation, for a lattice over the
-cube: those that agree with the network's logits where they can, but whose boundary is short except near points, where it
-costs next to nothing (weighted total variation, whose relaxation is convex: Chan, Esedoglu and Nikolova, SIAM J. Appl.
-Math. 2006; solved by Chambolle and Pock's algorithm, J. Math. Imaging Vis. 2011). A gap between points lets nothing leak
-through: a boundary across it is short.
+Sign-agnostic optimisation keeps the signs it begins with. A wall across a hole or a blob in empty space, with no
+measured point near it, thus only becomes sharper. Here signs are chosen once, before the optimisation, for a lattice
+over the cube: those that agree with the network's logits where they can, but whose boundary is short except near
+points, where it costs next to nothing (weighted total variation, whose relaxation is convex: Chan, Esedoglu and
+Nikolova, SIAM J. Appl. Math. 2006; solved by Chambolle and Pock's algorithm, J. Math. Imaging Vis. 2011). A gap between
+points lets nothing leak through: a boundary across it is short.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def find_consensus(
         points: (N, 3) measured points, whose device is where ``field`` takes its queries.
         tree: ``scipy.spatial.cKDTree`` of them.
         spacing: side of the square that one point represents.
-        options: weight of the network's opinion against the length of the boundary, and the distance from the points, in
-            spacings, from which on boundary costs its full price.
+        options: weight of the network's opinion against the length of the boundary, and the distance from the points,
+            in spacings, from which on boundary costs its full price.
         half: half the side of the cube.
     """
     weight, reach = options

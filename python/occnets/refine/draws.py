@@ -126,8 +126,8 @@ class Window:
 class WindowDraws:
     """Random windows of a large cloud for a crop model, as Tang et al.'s large-scene programs draw them.
 
-    A pool of a million points holds three quarters of measured points moved by noise and one quarter of measured points.
-    A window's centre is uniform in the cloud's bounding box; windows without points or queries are drawn again.
+    A pool of a million points holds three quarters of measured points moved by noise and one quarter of measured
+    points. A window's centre is uniform in the cloud's bounding box; windows without points or queries are drawn again.
 
     Args:
         points: (N, 3) float32, in the unit the model's ``unit_size`` is in.
@@ -170,8 +170,8 @@ class WindowDraws:
                 query = crop_query(self.pool[chosen][None].to(self.device), seen.to(self.device), self.layout)
                 return Window(inputs, query, self.targets[chosen][None].to(self.device))
         raise ValueError(
-            f"optimize_scene: {_TRIES} random windows of side {self.crop.query_size:g} held no points; the cloud's unit "
-            f"does not go with the model's unit_size {self.crop.unit_size:g}"
+            f"optimize_scene: {_TRIES} random windows of side {self.crop.query_size:g} held no points; the cloud's "
+            f"unit does not go with the model's unit_size {self.crop.unit_size:g}"
         )
 
     def _points(self, count: int) -> Tensor:

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Sign-agnostic optimisation: a trained network adapts to one cloud before its surface is taken.
 
-Measured points say where the surface is, though not which side is inside. So the absolute value of the logit is trained:
-towards zero at measured points and upward everywhere else, while the signs stay those the network began with (Tang et
-al., Sign-Agnostic Optimization of Convolutional Occupancy Networks, ICCV 2021). All work is done on a copy.
+Measured points say where the surface is, though not which side is inside. So the absolute value of the logit is
+trained: towards zero at measured points and upward everywhere else, while the signs stay those the network began with
+(Tang et al., Sign-Agnostic Optimization of Convolutional Occupancy Networks, ICCV 2021). All work is done on a copy.
+
+The original's presets do just that. On the bundled model they do not help: its surface already passes through the
+points when it is finished (`occnets.fit`), and its mistakes are wrong signs, which the loss only makes firmer. The
+default preset chooses signs first (`occnets.refine.consensus`) and learns the feature maps of the one input instead of
+the network, so that a correction in one place changes nothing elsewhere.
 
 Two things are cheaper than in the original and give the same numbers. The cloud is encoded once in a step, not once for
 each draw of points; and its points are sorted into cells once for all steps, wherever the encoder's cells do not depend
@@ -65,8 +70,8 @@ def unsigned_cross_entropy(
         logits: (B, M).
         target: (B, M) 0.5 on the surface, where the loss is at least ln 2; 1 off the surface.
         weight: (B, M) factors, or None.
-        sign: (B, M) extension: 1 or -1 where the sign is known, whose product with the logit then takes the place of the
-            absolute value; 0 where it is not.
+        sign: (B, M) extension: 1 or -1 where the sign is known, whose product with the logit then takes the place of
+            the absolute value; 0 where it is not.
 
     Returns:
         A scalar.
@@ -78,8 +83,8 @@ def unsigned_cross_entropy(
     """
     if logits.shape != target.shape or logits.dim() != 2:
         raise ValueError(
-            f"unsigned_cross_entropy: expected `logits` and `target` of one shape (B, M), got {tuple(logits.shape)} and "
-            f"{tuple(target.shape)}"
+            f"unsigned_cross_entropy: expected `logits` and `target` of one shape (B, M), got {tuple(logits.shape)} "
+            f"and {tuple(target.shape)}"
         )
     size = logits.float().abs()
     if sign is not None:
