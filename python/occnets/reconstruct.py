@@ -151,10 +151,17 @@ class Reconstructor:
         raw = np.asarray(points.points if isinstance(points, PointCloud) else points, dtype=np.float64)
         with clock.stage("prepare"):
             clean = clean_cloud(raw, outliers=settings.outliers, seed=settings.seed)
+            if settings.frame == "unit":
+                clean = self._in_unit_frame(clean)
             limit = settings.max_points or trained_range(self.config, "pointcloud_n", DEFAULT_POINTS)[1]
             chosen = subsample(clean.points, int(limit), settings.seed)
             unit = torch.from_numpy(clean.frame.to_unit(chosen).astype(np.float32)).to(self.device)
         notes += [*clean.warnings, *self._range_warnings(len(clean.points), clean.noise)]
+        if self.reads == "partial_pointcloud" and settings.frame == "auto":
+            notes.append(
+                "the model completes parts of objects, but the cloud was scaled as if it were a whole one; give "
+                "coordinates in the whole object's unit cube, and --frame unit"
+            )
         ensemble = settings.ensemble or int((self.config.get("test") or {}).get("ensemble") or 1)
         settings = dataclasses.replace(settings, max_points=int(limit), ensemble=ensemble)
         with torch.no_grad():  # not inference mode: refinement differentiates through the features
@@ -242,6 +249,17 @@ class Reconstructor:
             ValueError: the model has an input or no latent code, the code does not fit, or an option is out of range.
         """
         return other_inputs.reconstruct_latent(self, code, settings_from(config, options), progress)
+
+    def _in_unit_frame(self, clean: CleanCloud) -> CleanCloud:
+        """A cloud whose coordinates are the network's own."""
+        reach = 0.5 * (1.0 + float((self.config.get("data") or {}).get("padding", _PADDING)))
+        farthest = float(np.abs(clean.points).max())
+        if farthest > reach:
+            raise ValueError(
+                f"reconstruct: with frame='unit' (--frame unit) coordinates lie between {-reach:g} and {reach:g}, the "
+                f"largest is {farthest:g}; leave the option out to have the cloud scaled"
+            )
+        return dataclasses.replace(clean, frame=Frame(np.zeros(3), 1.0), noise=clean.noise * clean.frame.scale)
 
     def _need(self, words: str, kinds: tuple[str, ...]) -> None:
         if self.reads not in kinds:

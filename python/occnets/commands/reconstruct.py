@@ -86,6 +86,7 @@ def _add_input(add: Callable[..., Any]) -> None:
     add("--pose", type=Path, metavar="FILE", help="a picture's camera: 4 x 4 matrix, world to camera, text or NPY")
     add("--background", default="black", metavar="COLOR", help="behind transparent parts of a picture [%(default)s]")
     add("--outliers", choices=("auto", "strong", "off"), default="auto", help="removal of stray points [%(default)s]")
+    add("--frame", choices=("auto", "unit"), default="auto", help="unit: the cloud lies in the unit cube already")
     add("--seed", type=int, default=0, help="of every random choice [%(default)s]")
 
 
@@ -191,6 +192,7 @@ def _options(args: argparse.Namespace) -> Any:
         fit=not args.no_fit,
         simplify=args.simplify,
         outliers=args.outliers,
+        frame=args.frame,
         components="largest" if args.largest else "all" if args.keep_all else "clean",
         normals=args.normals,
         memory=args.memory,
