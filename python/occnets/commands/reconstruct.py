@@ -51,7 +51,7 @@ def add_parser(commands: Any) -> None:
     add("--threshold", type=float, metavar="P", help="occupancy probability of the surface [the model's]")
     add("--ensemble", type=int, metavar="K", help="average over K orientations of the input, 1 to 48 [the model's]")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N [%(default)s]")
-    add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the encoder [%(default)s]")
+    add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the encoder, for GPUs [%(default)s]")
     add("--memory", metavar="SIZE", help="limit of the field's evaluation, such as 500M or 4G [none]")
     group = parser.add_argument_group("mesh")
     add = group.add_argument
