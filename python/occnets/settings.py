@@ -45,6 +45,8 @@ class ReconstructionConfig:
         simplify: reduce to so many faces, or, below 1, to that share of them, see `occnets.refine.simplify_mesh`;
             None keeps all.
         outliers: ``"auto"``, ``"strong"`` or ``"off"``, see `occnets.normalize.clean_cloud`.
+        frame: ``"auto"`` scales the cloud's bounding box to the unit cube; ``"unit"`` takes coordinates as they are,
+            for clouds that lie in [-0.5, 0.5]³ already, such as a part of an object to be completed.
         components: ``"clean"`` drops crumbs, ``"largest"`` keeps one body, ``"all"`` keeps everything.
         normals: compute vertex normals: from the field's gradient, or from the triangles once vertices have moved.
         memory: bytes (or a text such as ``"4G"``) that evaluating the field may take beside the network; None sets no
@@ -62,6 +64,7 @@ class ReconstructionConfig:
     fit: bool = True
     simplify: int | float | None = None
     outliers: str = "auto"
+    frame: str = "auto"
     components: str = "clean"
     normals: bool = False
     memory: int | str | None = None
@@ -80,7 +83,8 @@ class ReconstructionConfig:
             raise ValueError(
                 f"ReconstructionConfig: `threshold` is a probability between 0 and 1, got {self.threshold}"
             )
-        for name, choices in (("outliers", OUTLIER_MODES), ("components", COMPONENT_MODES)):
+        modes = (("outliers", OUTLIER_MODES), ("components", COMPONENT_MODES), ("frame", ("auto", "unit")))
+        for name, choices in modes:
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"ReconstructionConfig: `{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}"

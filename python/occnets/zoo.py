@@ -14,6 +14,19 @@ from torch import nn
 from occnets.checkpoints import CONFIG_NAME, WEIGHTS_FOLDER, load_pretrained, pretrained_names
 from occnets.config import config_names, load_config
 from occnets.models import build_model
+from occnets.models.registry import method_of
+from occnets.released import Release, find_release
+
+# Counted with timm 1.0, for installations without it.
+_TIMM_PARAMETERS = {
+    "onet-img-convnext-tiny": 30_123_617,
+    "onet-img-efficientnet-b0": 6_442_109,
+    "onet-img-efficientnet-b1": 8_947_745,
+    "onet-img-efficientnet-b5": 30_971_953,
+    "onet-img-efficientnet-b7": 66_549_201,
+    "onet-img-pyramid": 86_223_393,
+    "onet-img-pyramid-pose": 86_404_161,
+}
 
 
 @dataclass(frozen=True)
@@ -23,7 +36,9 @@ class ModelInfo:
     Attributes:
         name: as given to :func:`create_model`.
         pretrained: comes with weights.
-        parameters: number of parameters; ``None`` if a library it is made of is not installed.
+        family: method of its configuration: ``onet``, ``conv_onet``, ``dynamic_planes_conv_onet`` or ``transonet``.
+        release: the original authors' weights for it, or ``None``.
+        parameters: number of parameters; ``None`` if a library it is made of is not installed and nobody counted them.
         input_type: what it reads: ``pointcloud``, ``voxels``, ``img``, ...; ``none`` for unconditional models.
         config: its full configuration.
         missing: what to install before it can be made; empty if nothing is missing.
@@ -35,6 +50,18 @@ class ModelInfo:
     input_type: str
     config: dict[str, Any]
     missing: str = ""
+    family: str = ""
+    release: Release | None = None
+
+    @property
+    def weights(self) -> str:
+        """``"bundled"``, ``"released"`` (downloaded when asked for), ``"by hand"`` (released, but programs cannot fetch
+        it) or ``"none"``: only the architecture is known."""
+        if self.pretrained:
+            return "bundled"
+        if self.release is None:
+            return "none"
+        return "released" if self.release.url else "by hand"
 
 
 def create_model(source: str | Path | Mapping[str, Any], **options: Any) -> nn.Module:
@@ -78,5 +105,7 @@ def model_info(name: str) -> ModelInfo:
             model = build_model(config)
         count = sum(parameter.numel() for parameter in model.parameters())
     except ImportError as error:
-        missing = str(error)
-    return ModelInfo(name, pretrained, count, str(config["data"]["input_type"] or "none"), config, missing)
+        count, missing = _TIMM_PARAMETERS.get(name), str(error)
+    reads = str(config["data"]["input_type"] or "none")
+    release = None if pretrained else find_release(name)
+    return ModelInfo(name, pretrained, count, reads, config, missing, method_of(config), release)

@@ -253,7 +253,7 @@ class _TrainedField:
                 {name: values[i : i + 1].detach() for name, values in self.features.items()}
                 for i in range(self.ensemble)
             ]
-            return EnsembleField(self.model, self.points, self.ensemble, features=each)
+            return EnsembleField.of_features(self.model, *each)
 
     def finished(self) -> nn.Module:
         return self.model.requires_grad_(False)
