@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from occnets.commands import reconstruct, render
+from occnets.commands import compress, reconstruct, render
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,6 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     reconstruct.add_parser(commands)
     render.add_parser(commands)
+    compress.add_parser(commands)
     models = commands.add_parser("models", help="list the models that can be used by name")
     models.add_argument("--json", action="store_true", help="print a JSON list")
     models.set_defaults(run=_about("models"))

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: MIT
+"""Every family that reads points is trained, exported and used from the command line.
+
+The smoke version fits one shape with a few steps. The slow version trains a few minutes a family on one thread and
+reconstructs a shape that no training saw: a bracket of ``family_cases``, a narrow family of solids (its nearest training
+shape overlaps it by about 0.7), so that the networks with one code for the whole shape can take part as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning.pytorch")
+pytest.importorskip("yaml")
+
+from family_cases import FAMILIES, HELD, Brackets, bracket, family_run, inside_mesh, shape_of, uniform_queries
+from occnets.cli import main
+from occnets.data.solid import Solid
+from occnets.io import read_mesh
+from occnets.training import runner
+
+
+@pytest.fixture(autouse=True)
+def restore_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def brackets() -> Brackets:
+    return Brackets(300)
+
+
+def reconstructed_overlap(model: Path, solid: Solid, folder: Path, resolution: int) -> float:
+    """Intersection over union of a solid and its reconstruction by ``occnets reconstruct``."""
+    shape = shape_of(solid, 0, 3000, 8)
+    noise = np.random.default_rng(0).normal(0.0, 0.003, shape.points.shape)
+    np.save(folder / "cloud.npy", shape.points + noise)
+    words = ["reconstruct", folder / "cloud.npy", "-o", folder / "mesh.ply", "--model", model, "--no-fit", "--quiet"]
+    assert main([str(word) for word in (*words, "--resolution", resolution)]) == 0
+    mesh = read_mesh(folder / "mesh.ply")
+    queries = uniform_queries()
+    found, truth = inside_mesh(mesh.vertices, mesh.faces, queries.numpy()), solid.occupancy(queries).numpy()
+    return float((found & truth).sum() / (found | truth).sum())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_few_steps_on_one_shape_give_a_mesh(name: str, tmp_path: Path) -> None:
+    config = family_run(name, tmp_path, smoke=True)
+    model = runner.train(config, source=Brackets(1, surface=1500, queries=2048))
+    assert model is not None
+    assert reconstructed_overlap(model, bracket(0), tmp_path, 32) > 0.4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_few_minutes_reconstruct_an_unseen_shape(name: str, tmp_path: Path, brackets: Brackets) -> None:
+    model = runner.train(family_run(name, tmp_path), source=brackets)
+    assert model is not None
+    assert reconstructed_overlap(model, bracket(HELD), tmp_path, 64) > 0.8
