@@ -12,8 +12,8 @@ import torch
 
 from occnets.config import merge
 from occnets.data.draw import cut, place, union
-from occnets.data.procedural import query_points
 from occnets.data.pool import voxel_centers
+from occnets.data.procedural import query_points
 from occnets.data.solid import Solid, make_solid
 from occnets.training import TrainConfig, from_dict, load
 from occnets.training.scan import Shape

@@ -105,7 +105,7 @@ def test_a_compressed_model_loads_like_any_other(light: tuple[nn.Module, Path], 
     assert sizes[1] < 0.3 * sizes[0]
     expected = quantise(prune_small(model, 0.2))
     # Biases are stored as float16.
-    torch.testing.assert_close(logits(small), logits(expected), rtol=0, atol=0.01 * float(logits(expected).abs().max()))
+    torch.testing.assert_close(logits(small), logits(expected), rtol=0, atol=0.02 * float(logits(expected).abs().max()))
     assert (tmp_path / "small" / "README.md").read_text().count("zero") == 1
 
     half = compress(folder, tmp_path / "half", int8=False)

@@ -2,8 +2,8 @@
 """Every family that reads points is trained, exported and used from the command line.
 
 The smoke version fits one shape with a few steps. The slow version trains a few minutes a family on one thread and
-reconstructs a shape that no training saw: a bracket of ``family_cases``, a narrow family of solids (its nearest training
-shape overlaps it by about 0.7), so that the networks with one code for the whole shape can take part as well.
+reconstructs a shape that no training saw: a bracket of ``family_cases``, a narrow family of solids (its nearest
+training shape overlaps it by 0.67), so that the networks with one code for the whole shape can take part as well.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ _OPTIONAL = ("voxels",)
 
 @dataclass(frozen=True)
 class PoolConfig:
-    """Sizes of a pool: surface points, queries and voxels along a side per shape (0 for none), shapes per chunk file."""
+    """Sizes of a pool: surface points, queries, voxels along a side (0 for none) per shape; shapes per chunk file."""
 
     surface: int = 6000
     queries: int = 8192

@@ -3,7 +3,7 @@
 
 The weights of linear layers and convolutions are kept as int8 and multiplied by their scales where they are used, so
 that layers, fused kernels and saved files work as before. On hardware with integer products a layer would also round
-its input to int8, row by row, as it comes (dynamic quantisation); ``activations=True`` computes what such hardware does.
+its input to int8, row by row, as it comes (dynamic quantisation); ``activations=True`` computes what it then would.
 In torch on a CPU without such instructions the integer product is several times slower than the float one, so that the
 numbers are multiplied as floats here: what becomes smaller is the file and the memory.
 """

@@ -29,7 +29,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="occnets train",
         description="Train an occupancy network on procedural shapes, or export a checkpoint.",
     )
-    parser.add_argument("config", nargs="?", metavar="CONFIG.yaml", help="training configuration: file or packaged name")
+    parser.add_argument(
+        "config", nargs="?", metavar="CONFIG.yaml", help="training configuration: file or packaged name"
+    )
     for flag, key, kind, metavar, text in _SHORTCUTS:
         parser.add_argument(f"--{flag}", type=kind, metavar=metavar, help=f"{text} ({key})")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the configuration")

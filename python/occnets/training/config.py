@@ -358,8 +358,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
     Args:
         path: YAML file, or the name of a packaged training configuration. It may inherit from another one
-            (``inherit_from``, a name or a path relative to it), and its ``model`` may be the path of a YAML file relative
-            to it, a packaged name, or a mapping that inherits from one of those.
+            (``inherit_from``, a name or a path relative to it), and its ``model`` may be the path of a YAML file
+            relative to it, a packaged name, or a mapping that inherits from one of those.
         overrides: ``"section.key=value"`` strings, the value in YAML.
 
     Raises:

@@ -115,9 +115,7 @@ class OccupancyModule(_Module):  # type: ignore[misc]
         query, inputs, occupied = piece["queries"], piece["inputs"], piece["occupied"]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             logits, terms = self._outputs(query, inputs, occupied)
-        loss = occupancy_loss(
-            logits, occupied, reduction=settings.reduction, positive_weight=settings.positive_weight
-        )
+        loss = occupancy_loss(logits, occupied, reduction=settings.reduction, positive_weight=settings.positive_weight)
         for teacher in self._teacher:
             with torch.no_grad():
                 wanted = teacher(query, inputs)
