@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from occnets.config import merge
 from occnets.data.draw import cut, place, union
@@ -62,12 +60,6 @@ def shape_of(solid: Solid, seed: int, surface: int, queries: int, voxels: int = 
     return Shape(points.numpy(), normals.numpy(), query.numpy(), solid.occupancy(query).numpy(), cells)
 
 
-@functools.cache
-def uniform_queries(count: int = 40_000) -> torch.Tensor:
-    """Points (count, 3) of the padded cube."""
-    return torch.rand(count, 3, generator=torch.Generator().manual_seed(0)) * 1.1 - 0.55
-
-
 def inside_mesh(vertices: np.ndarray, faces: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Whether points (N, 3) lie inside a closed mesh: parity of the faces above each point; (N,) bool."""
     crossings = np.zeros(len(points), dtype=np.int64)
@@ -99,14 +91,14 @@ _CODE = {"encoder_kwargs": {"hidden_dim": 64}, "decoder_kwargs": {"hidden_size":
 _GRID = {"unet3d_kwargs": {"f_maps": [8, 16, 32], "out_channels": 8, "upscale": 2}}
 
 FAMILIES: dict[str, dict[str, Any]] = {
-    "onet-pointcloud": {"model": _CODE, "steps": 900, "smoke": 60, "batch": 8, "points": 300},
-    "onet-latent": {"model": _CODE, "steps": 900, "smoke": 60, "batch": 8, "points": 300},
+    "onet-pointcloud": {"model": _CODE, "steps": 900, "smoke": 40, "batch": 8, "points": 300},
+    "onet-latent": {"model": _CODE, "steps": 900, "smoke": 40, "batch": 8, "points": 300},
     "convonet-3plane": {"model": {"encoder_kwargs": _PLANES}, "steps": 500},
     "convonet-grid": {"model": {"encoder_kwargs": {"grid_resolution": 16, **_GRID}}, "steps": 300},
     "dpconvonet": {"model": {"encoder_kwargs": _PLANES}, "steps": 500},
     "transonet": {"model": {"encoder_kwargs": {"plane_resolution": 32, "embed_dim": 64}}, "steps": 500},
-    "transonet-light": {"model": {"encoder_kwargs": _PLANES}, "steps": 500},
-    "transonet-published": {"model": {}, "steps": 500, "rate": 2e-4},
+    "transonet-light": {"model": {"encoder_kwargs": _PLANES}, "steps": 500, "smoke": 40},
+    "transonet-published": {"model": {}, "steps": 500, "rate": 2e-4, "smoke": 50},
 }
 """Packaged training configurations of the networks that read points: a smaller network, and how it is trained."""
 
@@ -117,11 +109,11 @@ def family_run(
     """A packaged training configuration with a smaller network, one thread, and clean clouds."""
     case = FAMILIES.get(name, {})
     points = case.get("points", 1500)
-    steps = case.get("smoke", 30) if smoke else case.get("steps", 1)
+    steps = case.get("smoke", 25) if smoke else case.get("steps", 1)
     changes = {
         "model": {"model": case["model"] if model is None else model},
         "pool": {"held_out": held_out, "minimum": 1, "refresh_seconds": 0.0},
-        "batch": {"size": 2 if smoke else case.get("batch", 4), "queries": 512},
+        "batch": {"size": 1 if smoke else case.get("batch", 4), "queries": 400 if smoke else 512},
         "scan": {
             "points": points,
             "points_range": [points, points],
@@ -135,7 +127,7 @@ def family_run(
             "shift": 0.005,
         },
         "optimiser": {
-            "learning_rate": case.get("rate", 2e-3),
+            "learning_rate": case.get("rate", 2e-3) * (3 if smoke else 1),
             "warmup_steps": 5 if smoke else 20,
             "ema_decay": 0.8 if smoke else 0.98,
         },
