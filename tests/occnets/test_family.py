@@ -2,7 +2,7 @@
 """Every family that reads points is trained, exported and used from the command line.
 
 The smoke version fits one shape with a few steps. The slow version trains a few minutes a family on one thread and
-reconstructs a shape that no training saw: a bracket of ``family_cases``, a narrow family of solids (its nearest
+reconstructs a shape that no training saw: a bracket of ``bracket_cases``, a narrow family of solids (its nearest
 training shape overlaps it by 0.67), so that the networks with one code for the whole shape can take part as well.
 """
 
@@ -18,7 +18,7 @@ import torch
 pytest.importorskip("lightning.pytorch")
 pytest.importorskip("yaml")
 
-from family_cases import FAMILIES, HELD, Brackets, bracket, family_run, inside_mesh
+from bracket_cases import FAMILIES, HELD, Brackets, bracket, family_run, inside_mesh
 from occnets.cli import main
 from occnets.io import read_mesh
 from occnets.training import runner

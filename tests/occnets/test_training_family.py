@@ -17,7 +17,7 @@ import torch
 pytest.importorskip("lightning.pytorch")
 pytest.importorskip("yaml")
 
-from family_cases import FAMILIES, Brackets, bracket, family_run, shape_of
+from bracket_cases import FAMILIES, Brackets, bracket, family_run, shape_of
 from occnets.data.pool import PoolConfig, ShapePool, voxel_centers, write_pool
 from occnets.models import build_model
 from occnets.models.latent import kl_to_prior
