@@ -8,11 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-<<<<<<< HEAD
-from occnets.commands import compress, reconstruct, render
-=======
-from occnets.commands import generate, models, reconstruct, render
->>>>>>> main
+from occnets.commands import compress, generate, models, reconstruct, render
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,14 +23,8 @@ def build_parser() -> argparse.ArgumentParser:
     reconstruct.add_parser(commands)
     generate.add_parser(commands)
     render.add_parser(commands)
-<<<<<<< HEAD
     compress.add_parser(commands)
-    models = commands.add_parser("models", help="list the models that can be used by name")
-    models.add_argument("--json", action="store_true", help="print a JSON list")
-    models.set_defaults(run=_about("models"))
-=======
     models.add_parser(commands)
->>>>>>> main
     info = commands.add_parser("info", help="versions, devices and native code of this installation")
     info.add_argument("--json", action="store_true", help="print a JSON object")
     info.set_defaults(run=_about("info"))

@@ -2,7 +2,7 @@
 """Weights in eight bits: symmetric, one scale for each output channel.
 
 The weights of linear layers and convolutions are kept as int8 and multiplied by their scales where they are used, so
-that layers, fused kernels and saved files work as before. On hardware with integer products a layer would also round
+that layers and saved files work as before. On hardware with integer products a layer would also round
 its input to int8, row by row, as it comes (dynamic quantisation); ``activations=True`` computes what it then would.
 In torch on a CPU without such instructions the integer product is several times slower than the float one, so that the
 numbers are multiplied as floats here: what becomes smaller is the file and the memory.
@@ -49,6 +49,19 @@ def round_rows(values: Tensor) -> Tensor:
     return (values / scale).round() * scale
 
 
+def quantise_encoder(model: nn.Module) -> nn.Module:
+    """:func:`quantise` a network's encoder, which has most of the weights; fused decoders take floats.
+
+    Raises:
+        ValueError: the network has no encoder.
+    """
+    encoder = getattr(model, "encoder", None)
+    if encoder is None:
+        raise ValueError(f"quantise_encoder: this {type(model).__name__} has no encoder, whose weights become int8")
+    quantise(encoder)
+    return model
+
+
 def _round_input(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return (round_rows(inputs[0]), *inputs[1:])
 
@@ -58,8 +71,7 @@ def quantise(model: nn.Module, *, activations: bool = False) -> nn.Module:
 
     Args:
         model: a trained network; it can no longer be trained.
-        activations: also round the inputs of linear layers, as hardware with integer products does. Fused decoders
-            read the weights themselves and take their inputs as they are.
+        activations: also round the inputs of linear layers, as hardware with integer products does.
 
     Returns:
         The model.

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from occnets.models.int8 import quantise
+from occnets.models.int8 import quantise_encoder
 from occnets.models.options import nearest_hint
 
 METHODS: dict[str, str] = {
@@ -60,7 +60,7 @@ def build_model(config: Mapping[str, Any], **options: Any) -> nn.Module:
 
     Args:
         config: with the keys ``method``, ``model`` and ``data`` of the family's files. ``model.quantization: int8``, an
-            extension, keeps the weights in eight bits.
+            extension, keeps the encoder's weights in eight bits.
         options: passed to the method's ``build``; ``whole_scene=True`` for crop models.
 
     Returns:
@@ -74,4 +74,6 @@ def build_model(config: Mapping[str, Any], **options: Any) -> nn.Module:
         raise ValueError(f"build_model: model.quantization must be 'int8' or absent, got {quantization!r}")
     module = importlib.import_module(METHODS[method_of(config)])
     model: nn.Module = module.build(config, **options)
-    return model if quantization is None else quantise(model)
+    if quantization is not None:
+        quantise_encoder(model)
+    return model

@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from occnets.checkpoints import CONFIG_NAME, WEIGHTS_NAME, load_pretrained, save_weights
 from occnets.config import merge, save_config, write_text
-from occnets.models.int8 import quantise
+from occnets.models.int8 import quantise_encoder
 
 CARD_NAME = "README.md"
 
@@ -92,7 +92,7 @@ def compress(
         folder: to write into.
         config: configuration of a weights file.
         share: see `prune_small`; 0 does not prune.
-        int8: weights in eight bits, the rest in float16; otherwise everything in float16.
+        int8: weights of the encoder in eight bits, the rest in float16; otherwise everything in float16.
 
     Raises:
         FileNotFoundError, ValueError: the model cannot be read, or ``share`` is out of range.
@@ -104,7 +104,7 @@ def compress(
         prune_small(model, share)
     zeros = sum(int((p == 0).sum()) for p in model.parameters())
     if int8:
-        quantise(model)
+        quantise_encoder(model)
         settings = merge(settings, {"model": {"quantization": "int8"}})
     made = Path(folder)
     made.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def _stored(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _card(source: str, result: Compressed, int8: bool) -> str:
-    kind = "int8 weights, one scale a channel; the rest float16" if int8 else "float16"
+    kind = "int8 weights of the encoder, one scale a channel; the rest float16" if int8 else "float16"
     rows = [
         ("Made from", f"`{source}` by `occnets compress`"),
         ("Parameters", f"{result.parameters:,}, of which {result.zeros / result.parameters:.1%} are zero"),
