@@ -86,19 +86,27 @@ def inside_mesh(vertices: np.ndarray, faces: np.ndarray, points: np.ndarray) -> 
     return crossings % 2 == 1
 
 
-_PLANES = {"plane_resolution": 32, "unet_kwargs": {"depth": 3, "merge_mode": "concat", "start_filts": 16}}
 _CODE = {"encoder_kwargs": {"hidden_dim": 64}, "decoder_kwargs": {"hidden_size": 64}, "c_dim": 64}
-_GRID = {"unet3d_kwargs": {"f_maps": [8, 16, 32], "out_channels": 8, "upscale": 2}}
+_GRID = {"f_maps": [8, 16, 32], "out_channels": 8, "upscale": 2}
+
+
+def _encoder(**kwargs: Any) -> dict[str, Any]:
+    return {"model": {"encoder_kwargs": kwargs}}
+
+
+def _planes() -> dict[str, Any]:
+    return _encoder(plane_resolution=32, unet_kwargs={"depth": 3, "merge_mode": "concat", "start_filts": 16})
+
 
 FAMILIES: dict[str, dict[str, Any]] = {
-    "onet-pointcloud": {"model": _CODE, "steps": 900, "smoke": 40, "batch": 8, "points": 300},
-    "onet-latent": {"model": _CODE, "steps": 900, "smoke": 40, "batch": 8, "points": 300},
-    "convonet-3plane": {"model": {"encoder_kwargs": _PLANES}, "steps": 500},
-    "convonet-grid": {"model": {"encoder_kwargs": {"grid_resolution": 16, **_GRID}}, "steps": 300},
-    "dpconvonet": {"model": {"encoder_kwargs": _PLANES}, "steps": 500},
-    "transonet": {"model": {"encoder_kwargs": {"plane_resolution": 32, "embed_dim": 64}}, "steps": 500},
-    "transonet-light": {"model": {"encoder_kwargs": _PLANES}, "steps": 500, "smoke": 60, "smoke_rate": 4e-3},
-    "transonet-published": {"model": {}, "steps": 500, "rate": 2e-4, "smoke": 50, "smoke_rate": 6e-4},
+    "onet-pointcloud": {"model": {"model": _CODE}, "steps": 1500, "smoke": 40, "batch": 8, "points": 300},
+    "onet-latent": {"model": {"model": _CODE}, "steps": 1500, "smoke": 40, "batch": 8, "points": 300},
+    "convonet-3plane": {"model": _planes(), "steps": 800},
+    "convonet-grid": {"model": _encoder(grid_resolution=16, unet3d_kwargs=_GRID), "steps": 300},
+    "dpconvonet": {"model": _planes(), "steps": 800},
+    "transonet": {"model": _encoder(plane_resolution=32, embed_dim=64), "steps": 800},
+    "transonet-light": {"model": _planes(), "steps": 800, "smoke": 60, "smoke_rate": 4e-3},
+    "transonet-published": {"model": {}, "steps": 1000, "rate": 3e-4, "smoke": 70, "smoke_rate": 6e-4},
 }
 """Packaged training configurations of the networks that read points: a smaller network, and how it is trained."""
 
@@ -111,7 +119,7 @@ def family_run(
     points = case.get("points", 1500)
     steps = case.get("smoke", 25) if smoke else case.get("steps", 1)
     changes = {
-        "model": {"model": case["model"] if model is None else model},
+        "model": case["model"] if model is None else model,
         "pool": {"held_out": held_out, "minimum": 1, "refresh_seconds": 0.0},
         "batch": {"size": 1 if smoke else case.get("batch", 4), "queries": 400 if smoke else 512},
         "scan": {

@@ -42,7 +42,7 @@ def reconstructed_overlap(
 ) -> float:
     """Intersection over union of a solid and its reconstruction by ``occnets reconstruct`` from noisy points."""
     np.save(folder / "cloud.npy", points + np.random.default_rng(0).normal(0.0, 0.003, points.shape))
-    words = ["reconstruct", folder / "cloud.npy", "-o", folder / "mesh.ply", "--model", model, "--no-fit", "--quiet"]
+    words = ["reconstruct", folder / "cloud.npy", "-o", folder / "mesh.ply", "--model", model, "--quiet"]
     assert main([str(word) for word in (*words, "--resolution", resolution)]) == 0
     mesh = read_mesh(folder / "mesh.ply")
     assert mesh.faces is not None
