@@ -111,7 +111,7 @@ def test_the_family_switch_turns_the_similarity_off(tmp_path: Path) -> None:
     logits = network(batch["queries"], batch["inputs"])
     plain = occupancy_loss(logits, batch["occupied"])
     torch.testing.assert_close(OccupancyModule(network, config_of(off, tmp_path)).piece_loss(batch), plain)
-    assert float(OccupancyModule(network, config_of(PLANES, tmp_path)).piece_loss(batch)) > float(plain) + 1e-6
+    assert OccupancyModule(network, config_of(PLANES, tmp_path)).piece_loss(batch).item() > plain.item() + 1e-6
 
 
 def test_batch_norms_see_the_whole_batch_and_their_statistics_are_averaged(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_pool_keeps_voxels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["onet-voxel", "convonet-voxel"])
 def test_networks_that_read_voxels_learn(name: str, tmp_path: Path) -> None:
     small = {
-        "onet-voxel": {"c_dim": 32, "decoder_kwargs": {"hidden_size": 32}},
+        "onet-voxel": {"decoder": "simple", "c_dim": 32, "decoder_kwargs": {"hidden_size": 32}},
         "convonet-voxel": {"encoder_kwargs": {"plane_resolution": 32, "unet_kwargs": {"depth": 2, "start_filts": 8}}},
     }
     config = family_run(name, tmp_path, model={"model": small[name]}, max_steps=15, held_out=2)
