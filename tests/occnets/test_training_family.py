@@ -188,7 +188,7 @@ def test_networks_that_read_voxels_learn(name: str, tmp_path: Path) -> None:
         "onet-voxel": {"decoder": "simple", "c_dim": 32, "decoder_kwargs": {"hidden_size": 32}},
         "convonet-voxel": {"encoder_kwargs": {"plane_resolution": 32, "unet_kwargs": {"depth": 2, "start_filts": 8}}},
     }
-    config = family_run(name, tmp_path, model={"model": small[name]}, max_steps=15, held_out=2)
+    config = family_run(name, tmp_path, model={"model": small[name]}, max_steps=40, held_out=2)
     assert runner.train(config, source=Brackets(6, surface=300, queries=1000, voxels=32)) is not None
     found = read_checkpoint(tmp_path / "last.ckpt")["record"]["validation"]
     assert found["shapes"] == 2 and found["loss"] < 0.66  # 0.68 for a network that knows the mean occupancy only
@@ -209,8 +209,8 @@ def test_distillation_is_zero_for_equal_logits_and_grows_with_the_difference() -
     near, far = (float(distillation_loss(wanted + shift, wanted, 2.0)) for shift in (0.5, 2.0))
     assert 0 < near < far
     # For small differences the temperature changes nothing: the curvature of the loss is sigmoid' / 2 at any of them.
-    hot = float(distillation_loss(torch.full((1, 1), 0.1), torch.zeros(1, 1), 50.0))
-    assert hot == pytest.approx(0.1**2 / 8, rel=1e-3)
+    hot = float(distillation_loss(torch.full((1, 1), 0.1), torch.zeros(1, 1), 5.0))
+    assert hot == pytest.approx(0.1**2 / 8, rel=1e-2)
     total = distillation_loss(wanted + 1, wanted, 2.0, reduction="sum")
     torch.testing.assert_close(total, 3 * distillation_loss(wanted + 1, wanted, 2.0))
 
