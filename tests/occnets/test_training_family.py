@@ -183,13 +183,15 @@ def test_a_pool_keeps_voxels(tmp_path: Path) -> None:
         runner.train(config, source=PoolSource(str(tmp_path / "without")))
 
 
-@pytest.mark.parametrize("name", ["onet-voxel", "convonet-voxel"])
-def test_networks_that_read_voxels_fit_a_shape(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "steps"), [pytest.param("onet-voxel", 150, marks=pytest.mark.slow), ("convonet-voxel", 40)]
+)
+def test_networks_that_read_voxels_fit_a_shape(name: str, steps: int, tmp_path: Path) -> None:
     small = {
         "onet-voxel": {"decoder": "simple", "c_dim": 32, "decoder_kwargs": {"hidden_size": 32}},
         "convonet-voxel": {"encoder_kwargs": {"plane_resolution": 32, "unet_kwargs": {"depth": 2, "start_filts": 8}}},
     }
-    config = family_run(name, tmp_path, smoke=True, model={"model": small[name]}, max_steps=40)
+    config = family_run(name, tmp_path, smoke=True, model={"model": small[name]}, max_steps=steps)
     config = dataclasses.replace(config, optimiser=dataclasses.replace(config.optimiser, positive_weight=1.0))
     source = Brackets(1, surface=300, queries=1000, voxels=32)
     folder = runner.train(config, source=source)
