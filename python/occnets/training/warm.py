@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from occnets.config import ConfigError
-from occnets.models.norm import GroupNorm
+from occnets.models.norm import average_norms
 from occnets.models.unet3d_light import ResidualBlock3d, UNet3DLight
 
 
@@ -54,34 +52,19 @@ def warm_start(model: nn.Module, name: str, batches: Sequence[Mapping[str, Tenso
 
 def _folded(source: nn.Module, unet: UNet3DLight, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """First convolutions of all blocks with their norm's average scale and shift in them."""
-    norms = {key: part for key, part in unet.named_modules() if isinstance(part, GroupNorm)}
-    sums: dict[str, Tensor] = {}
 
-    def watch(key: str) -> Any:
-        def hook(norm: GroupNorm, inputs: tuple[Tensor, ...]) -> None:
-            groups = inputs[0].detach().double().unflatten(1, (norm.num_groups, -1)).flatten(2)
-            found = torch.stack([groups.mean(dim=2), groups.square().mean(dim=2)]).mean(dim=1)
-            sums[key] = sums.get(key, 0.0) + found / len(batches)
-
-        return hook
-
-    handles = [part.register_forward_pre_hook(watch(key)) for key, part in norms.items()]
-    with torch.no_grad():
+    def run() -> None:
         for batch in batches:
             source.encode(batch["inputs"])
-    for handle in handles:
-        handle.remove()
+
+    fixed = average_norms(unet, run)
     state = {}
     for name, block in unet.named_modules():
         if not isinstance(block, ResidualBlock3d):
             continue
-        norm = block.norm
-        mean, square = sums[f"{name}.norm"].repeat_interleave(norm.num_channels // norm.num_groups, dim=1)
-        scale = norm.weight.detach() * (square - mean.square() + norm.eps).rsqrt()
-        shift = norm.bias.detach() - mean * scale
-        weight = block.conv1.weight.detach().double()
-        state[f"encoder.unet3d.{name}.conv1.weight"] = (weight * scale[:, None, None, None]).float()
-        state[f"encoder.unet3d.{name}.conv1.bias"] = torch.einsum("oixyz,i->o", weight, shift).float()
+        norm, weight = fixed[f"{name}.norm"], block.conv1.weight.detach()
+        state[f"encoder.unet3d.{name}.conv1.weight"] = weight * norm.scale[:, None, None, None]
+        state[f"encoder.unet3d.{name}.conv1.bias"] = torch.einsum("oixyz,i->o", weight, norm.shift)
     return state
 
 
