@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from occnets.commands.render import make_view
+from occnets.commands.scene import SCENE_MODEL, add_scene_options, check_scene_options, run_scene, scene_options
 from occnets.commands.talk import Talk
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ _EXAMPLES = """examples:
   occnets reconstruct scan.ply -o mesh.glb
   occnets reconstruct scan.las -o mesh.ply --resolution 256 --render picture.png
   occnets reconstruct scan.xyz -o mesh.obj --json --quiet > numbers.json
+  occnets reconstruct building.las -o mesh.ply --scene --open --memory 4G --resume work
 """
 
 
@@ -41,7 +43,7 @@ def add_parser(commands: Any) -> None:
     add("-o", "--output", type=Path, required=True, help="mesh to write: .ply .obj .off .stl or .glb")
     group = parser.add_argument_group("model and surface")
     add = group.add_argument
-    add("--model", default=DEFAULT_MODEL, help="name (see 'occnets models'), folder or weights file [%(default)s]")
+    add("--model", help=f"name (see 'occnets models'), folder or weights file [{DEFAULT_MODEL}]")
     add("--config", help="configuration of a weights file: a YAML file or a packaged name")
     add("--resolution", type=int, default=128, metavar="R", help="lattice cells along a side, 8 to 2048 [%(default)s]")
     add("--threshold", type=float, metavar="P", help="occupancy probability of the surface [the model's]")
@@ -76,6 +78,7 @@ def add_parser(commands: Any) -> None:
     add("--sample", type=int, metavar="N", help="the input is a mesh: draw N points from its surface")
     add("--outliers", choices=("auto", "strong", "off"), default="auto", help="removal of stray points [%(default)s]")
     add("--seed", type=int, default=0, help="of every random choice [%(default)s]")
+    add_scene_options(parser)
     group = parser.add_argument_group("reports")
     add = group.add_argument
     add("--render", type=Path, metavar="PNG", help="picture of the cloud and the mesh side by side")
@@ -96,7 +99,9 @@ def _amount(text: str) -> int | float:
 
 def run(args: argparse.Namespace) -> int:
     """``occnets reconstruct``."""
+    check_scene_options(args)
     _check_paths(args)
+    args.model = args.model or (SCENE_MODEL if args.scene else DEFAULT_MODEL)
     talk, timings, start = Talk(args.quiet), {}, time.perf_counter()
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
@@ -108,10 +113,13 @@ def run(args: argparse.Namespace) -> int:
     from occnets.io import read_points
 
     cloud = timed("read", lambda: read_points(args.input, sample=args.sample, seed=args.seed))
-    options = timed("import", lambda: _options(args))  # a wrong option is reported before weights are loaded
+    options = timed("import", lambda: scene_options(args) if args.scene else _options(args))  # a wrong option is reported before weights are loaded
     reconstructor = timed("load", lambda: _load(args))
     try:
-        result = reconstructor.reconstruct(cloud, options, progress=talk.progress())
+        if args.scene:
+            result = run_scene(reconstructor, cloud, options, args, talk)
+        else:
+            result = reconstructor.reconstruct(cloud, options, progress=talk.progress())
     finally:
         talk.close()
     timings |= {name: seconds for name, seconds in result.timings.items() if name != "total"}

@@ -29,7 +29,7 @@ class Talk:
         def update(stage: str, done: int, total: int) -> None:
             if self.bar is None or self.stage != stage:
                 self.close()
-                unit = " steps" if stage == "refine" else " points"
+                unit = {"refine": " steps", "tiles": " tiles"}.get(stage, " points")
                 self.bar, self.stage = tqdm(desc=stage, unit=unit, unit_scale=True, file=sys.stderr, leave=False), stage
             self.bar.total = total
             self.bar.update(done - self.bar.n)

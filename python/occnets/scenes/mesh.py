@@ -29,7 +29,6 @@ def weld(pieces: Iterable[tuple[NDArray[np.int64], TileResult]]) -> Mesh:
 
     Returns:
         Vertices (V, 3) in lattice steps, sorted by their lattice edge, and faces (F, 3). Vertices of the same edge are
-        one, whatever their coordinates are.
     """
     places, keys, faces, count = [], [], [], 0
     for corner, piece in pieces:
@@ -40,7 +39,12 @@ def weld(pieces: Iterable[tuple[NDArray[np.int64], TileResult]]) -> Mesh:
     if not count:
         return np.empty((0, 3)), np.empty((0, 3), np.int64)
     _, first, inverse = np.unique(np.concatenate(keys), return_index=True, return_inverse=True)
-    return np.concatenate(places)[first], inverse.reshape(-1)[np.concatenate(faces)]
+    vertices, triangles = np.concatenate(places)[first], inverse.reshape(-1)[np.concatenate(faces)]
+    cells = np.zeros(len(triangles), np.int64)
+    for axis in range(3):
+        middle = vertices[:, axis][triangles].mean(axis=1)
+        cells = cells * 2**21 + np.floor(middle).astype(np.int64)
+    return vertices, triangles[np.argsort(cells, kind="stable")]  # the faces of a cell keep the order of its table
 
 
 def clean_parts(mesh: Mesh, points: NDArray[np.float64], mode: str) -> tuple[Mesh, int]:

@@ -91,6 +91,6 @@ def _seen(levels: _Levels, level: int, low: int, high: int) -> tuple[int, int]:
     if level < len(levels.up):
         low, high = low - levels.up[level], high + levels.up[level]
         # An upsampled cell shows the coarse cell over it, which has seen whole pooling windows.
-        deep = _seen(levels, level + 1, low // 2 - levels.blur, high // 2 + levels.blur)
+        deep = _seen(levels, level + 1, (low - levels.blur) // 2, (high + levels.blur) // 2)
         low, high = min(low, 2 * deep[0]), max(high, 2 * deep[1] + 1)
     return low - levels.down[level], high + levels.down[level]

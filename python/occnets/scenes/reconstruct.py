@@ -245,6 +245,9 @@ def _result(
     stats = {
         "input": {
             "points": len(plan.points),
+            "points_used": len(plan.points),
+            "duplicates_removed": 0,
+            "outliers_removed": 0,
             "spacing": plan.spacing,
             "bounds": [low.tolist(), high.tolist()],
         },
