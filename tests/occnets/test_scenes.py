@@ -28,7 +28,7 @@ from occnets.scenes.tiles import BLOCK, make_frame, make_tiles, unique_rows
 from occnets.scenes.windows import CellTable, TileWork
 from scene_helpers import NORMLESS, balanced, scene_model, spheres
 
-UNIT = 0.16
+UNIT = 0.21
 GROUPED = {**NORMLESS, "norm": "group", "num_groups": 4}
 RAW = {"unit_size": UNIT, "fit": False, "components": "all"}
 
@@ -101,7 +101,7 @@ def test_window_values_equal_those_of_the_whole_scene(froth: Any) -> None:
     cells = where[order][fresh]
     table = CellTable(cells, network.cell_features(local[order], np.cumsum(fresh) - 1))
     values: dict[int, dict[tuple[int, ...], np.ndarray]] = {}
-    for side in (1, 2, 40):
+    for side in (1, 2, 6):
         work = TileWork(network, table, make_tiles(cells, 8, side, 2), 2, 0.0)
         found = values.setdefault(side, {})
         for tile in work.lattice.tiles:
@@ -109,9 +109,9 @@ def test_window_values_equal_those_of_the_whole_scene(froth: Any) -> None:
                 for block in tile.blocks:
                     x, y, z = (block % side) * 32
                     found[tuple(block)] = volume[x : x + 32, y : y + 32, z : z + 32]
-    assert len(values[40]) > 20 and values[1].keys() == values[2].keys() == values[40].keys()
-    scale = max(np.abs(block).max() for block in values[40].values())
-    for side, (key, whole) in itertools.product((1, 2), values[40].items()):
+    assert len(values[6]) > 10 and values[1].keys() == values[2].keys() == values[6].keys()
+    scale = max(np.abs(block).max() for block in values[6].values())
+    for side, (key, whole) in itertools.product((1, 2), values[6].items()):
         np.testing.assert_allclose(values[side][key], whole, rtol=0, atol=3e-6 * scale)
 
 
@@ -189,16 +189,16 @@ def test_models_that_cannot_be_used_are_refused_with_the_reason(name: str, reaso
 # --- meshes ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("steps", [1, 2])
 def test_tiled_equals_untiled_and_has_no_seams(froth: Any, steps: int) -> None:
     reconstructor, points, threshold = froth
     options = {**RAW, "threshold": threshold, "steps": steps}
     whole = reconstruct_scene(reconstructor, points, window=640, **options)
     tiled = reconstruct_scene(reconstructor, points, window=32, **options)
     small = reconstruct_scene(reconstructor, points, window=16, batch=3, **options)
-    assert whole.stats["field"]["tiles"] == 1 and small.stats["field"]["tiles"] > tiled.stats["field"]["tiles"] > 8
+    assert whole.stats["field"]["tiles"] == 1 and small.stats["field"]["tiles"] > tiled.stats["field"]["tiles"] > 4
     vertices, faces = arrays(whole)
-    assert len(faces) > 10_000
+    assert len(faces) > 3000
     for other in (tiled, small):
         assert np.array_equal(faces, arrays(other)[1])
         np.testing.assert_allclose(arrays(other)[0], vertices, rtol=0, atol=1e-4 * UNIT)
@@ -206,7 +206,8 @@ def test_tiled_equals_untiled_and_has_no_seams(froth: Any, steps: int) -> None:
     assert is_watertight(faces, len(vertices))
 
 
-def test_group_norms_are_held_and_windows_agree() -> None:
+def test_group_norms_are_held_and_windows_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("occnets.scenes.reconstruct._NORM_CELLS", 16)
     reconstructor, points = scene_model(GROUPED), spheres()
     threshold = balanced(reconstructor, points, UNIT)
     options = {**RAW, "threshold": threshold}
@@ -291,23 +292,23 @@ def test_cells_follow_the_spacing_and_are_told(froth: Any) -> None:
     said: list[str] = []
     stages: list[str] = []
     result = reconstruct_scene(
-        reconstructor, points, threshold=threshold, components="all", say=said.append,
+        reconstructor, points, threshold=threshold, components="all", say=said.append, fit=False,
         progress=lambda stage, done, total: stages.append(f"{stage} {done}/{total}"),
     )  # fmt: skip
     spacing, unit = result.stats["input"]["spacing"], result.stats["settings"]["unit_size"]
-    assert spacing == pytest.approx(np.sqrt(4 * np.pi / 500), rel=0.2) and unit == pytest.approx(1.4 * spacing)
+    assert spacing == pytest.approx(np.sqrt(4 * np.pi / 300), rel=0.2) and unit == pytest.approx(1.4 * spacing)
     assert len(said) == 1 and f"cells of {unit:.4g} (--unit-size)" in said[0] and "(--window)" in said[0]
     tiles = result.stats["field"]["tiles"]
-    assert stages[0] == "encode 2000/2000" and stages[-1] == f"tiles {tiles}/{tiles}"
-    scaled = reconstruct_scene(reconstructor, points * 1000.0, threshold=threshold, components="all")
+    assert stages[0] == "encode 900/900" and stages[-1] == f"tiles {tiles}/{tiles}"
+    scaled = reconstruct_scene(reconstructor, points * 1000.0, threshold=threshold, components="all", fit=False)
     assert scaled.stats["settings"]["unit_size"] == pytest.approx(1000 * unit)
 
 
 def test_the_window_shrinks_with_the_memory() -> None:
     extent = np.array([50, 40, 3])
-    sides = [choose_side(memory << 20, 1000, 24, extent) for memory in (200, 500, 1000, 4000)]
+    sides = [choose_side(memory << 20, 1000, 24, extent) for memory in (300, 500, 1000, 4000)]
     assert sides == sorted(sides) and sides[0] < sides[-1]
-    for side, memory in zip(sides, (200, 500, 1000, 4000), strict=True):
+    for side, memory in zip(sides, (300, 500, 1000, 4000), strict=True):
         assert np.prod(np.minimum(extent, side) * BLOCK + 48) * 1000 <= memory << 20
     with pytest.raises(ValueError, match="raise --memory"):
         choose_side(1 << 20, 1000, 24, extent)
@@ -324,12 +325,12 @@ def test_interrupted_work_is_continued(froth: Any, tmp_path: Path, monkeypatch: 
     folder = tmp_path / "work"
 
     def stop(stage: str, done: int, total: int) -> None:
-        if stage == "tiles" and done == 5:
+        if stage == "tiles" and done == 3:
             raise _Stop
 
     with pytest.raises(_Stop):
         reconstruct_scene(reconstructor, points, folder=folder, progress=stop, **options)
-    assert len(list(folder.glob("tile-*.npz"))) == 5 and not list(folder.glob("*.tmp"))
+    assert len(list(folder.glob("tile-*.npz"))) == 3 and not list(folder.glob("*.tmp"))
     windows: list[int] = []
     original = TileWork.values
     monkeypatch.setattr(TileWork, "values", lambda self, tiles: windows.append(len(tiles)) or original(self, tiles))

@@ -163,6 +163,7 @@ def _plan(
         side = settings.window // BLOCK
     else:
         side = choose_side(int(settings.memory) // settings.batch, network.window_bytes(), network.field.halo, extent)
+    side = min(side, int(lattice.nodes.max()))  # a larger tile would only waste memory
     return _Plan(frame, spacing, local, cells, np.cumsum(fresh) - 1, dataclasses.replace(lattice, side=side))
 
 
