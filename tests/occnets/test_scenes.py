@@ -152,9 +152,7 @@ def test_crop_models_of_the_family_agree_with_their_own_window() -> None:
     points = np.random.default_rng(0).random((3000, 3)) * window.resolution
     points = points[np.lexsort(np.floor(points).T[::-1])]
     fresh = np.concatenate([[True], (np.diff(np.floor(points), axis=0) != 0).any(axis=1)])
-    table = CellTable(
-        np.floor(points).astype(np.int64)[fresh], network.cell_features(points, np.cumsum(fresh) - 1)
-    )
+    table = CellTable(np.floor(points).astype(np.int64)[fresh], network.cell_features(points, np.cumsum(fresh) - 1))
     size = np.array([window.resolution] * 3)
     corner = halo + 1
     features = network.features(table.window(np.zeros(3, np.int64), size))
@@ -177,7 +175,11 @@ def test_crop_models_of_the_family_agree_with_their_own_window() -> None:
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("convonet-grid", "absolute positions"), ("convonet-shapenet-3plane", "planes mix"), ("onet-pointcloud", "not one that")],
+    [
+        ("convonet-grid", "absolute positions"),
+        ("convonet-shapenet-3plane", "planes mix"),
+        ("onet-pointcloud", "not one that"),
+    ],
 )
 def test_models_that_cannot_be_used_are_refused_with_the_reason(name: str, reason: str) -> None:
     model = create_model(name)
@@ -223,11 +225,17 @@ def test_group_norms_are_held_and_windows_agree(monkeypatch: pytest.MonkeyPatch)
 def test_pieces_are_welded_by_edge_not_by_distance() -> None:
     planes = (np.empty((0, 1), np.float32),) * 3
     first = TileResult(
-        np.array([[0.5, 1, 0], [1, 0.5, 0], [0.5, 0, 0]], np.float32), np.array([9, 4, 7]), np.array([[0, 1, 2]], np.int32), planes
+        np.array([[0.5, 1, 0], [1, 0.5, 0], [0.5, 0, 0]], np.float32),
+        np.array([9, 4, 7]),
+        np.array([[0, 1, 2]], np.int32),
+        planes,
     )
     # Edge 4 comes with other coordinates; edge 8 comes with those of edge 7.
     second = TileResult(
-        np.array([[1.001, 0.5, 0], [0.5, 0, 0], [2, 2, 2]], np.float32), np.array([4, 8, 11]), np.array([[1, 0, 2]], np.int32), planes
+        np.array([[1.001, 0.5, 0], [0.5, 0, 0], [2, 2, 2]], np.float32),
+        np.array([4, 8, 11]),
+        np.array([[1, 0, 2]], np.int32),
+        planes,
     )
     vertices, faces = weld([(np.zeros(3), first), (np.zeros(3), second)])
     assert len(vertices) == 5

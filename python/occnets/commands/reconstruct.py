@@ -113,7 +113,9 @@ def run(args: argparse.Namespace) -> int:
     from occnets.io import read_points
 
     cloud = timed("read", lambda: read_points(args.input, sample=args.sample, seed=args.seed))
-    options = timed("import", lambda: scene_options(args) if args.scene else _options(args))  # a wrong option is reported before weights are loaded
+    options = timed(
+        "import", lambda: scene_options(args) if args.scene else _options(args)
+    )  # a wrong option is reported before weights are loaded
     reconstructor = timed("load", lambda: _load(args))
     try:
         if args.scene:

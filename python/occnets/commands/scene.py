@@ -35,7 +35,7 @@ def add_scene_options(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=3.0,
         metavar="K",
-        help="leave open what was not measured: cut off what is further than K point spacings from all points [%(const)s]",
+        help="leave open what was not measured: cut off what is over K point spacings from all points [%(const)s]",
     )
     add("--unit-size", type=float, metavar="LENGTH", help="side of a cell, input units [from the points' spacing]")
     add("--window", type=int, metavar="CELLS", help="side of a window, a multiple of 16 [what --memory allows, 4G]")
@@ -77,10 +77,10 @@ def scene_options(args: argparse.Namespace) -> Any:
     )
 
 
-def run_scene(reconstructor: Reconstructor, cloud: Any, options: Any, args: argparse.Namespace, talk: Talk) -> Reconstruction:
+def run_scene(
+    reconstructor: Reconstructor, cloud: Any, options: Any, args: argparse.Namespace, talk: Talk
+) -> Reconstruction:
     """Reconstruct a scene for the command line."""
     from occnets.scenes import reconstruct_scene
 
-    return reconstruct_scene(
-        reconstructor, cloud, options, folder=args.resume, progress=talk.progress(), say=talk.say
-    )
+    return reconstruct_scene(reconstructor, cloud, options, folder=args.resume, progress=talk.progress(), say=talk.say)

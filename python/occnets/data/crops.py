@@ -45,6 +45,7 @@ class CropConfig:
         room_side: range of the side of a crop of a room, metres (log-uniform).
         solid_side: the same of a solid, whose longest side is 1.
         per_room, per_solid: crops from one floor plan or solid.
+        room_points, solid_points: surface points of a room or a solid that crops are cut from.
         chunk: crops in a file.
     """
 
@@ -56,6 +57,8 @@ class CropConfig:
     solid_side: tuple[float, float] = (0.3, 1.0)
     per_room: int = 40
     per_solid: int = 8
+    room_points: int = 90_000
+    solid_points: int = 24_000
     chunk: int = 250
 
 
@@ -82,7 +85,8 @@ def crop_row(
     if len(near) < sizes.fewest // 4:
         return None
     parts = [
-        near[rng.integers(len(near), size=round(share * sizes.queries))] + spread * rng.standard_normal((round(share * sizes.queries), 3))
+        near[rng.integers(len(near), size=round(share * sizes.queries))]
+        + spread * rng.standard_normal((round(share * sizes.queries), 3))
         for spread, share in _MIX
     ]
     left = sizes.queries - sum(map(len, parts))
@@ -100,10 +104,14 @@ def room_crops(seed: int, sizes: CropConfig) -> list[dict[str, Any]]:
     """Crops of the rooms number ``seed``."""
     draw = Draw(np.random.default_rng([seed, 5]))
     plan = PlanConfig(
-        rooms=draw.pick([1, 1, 2, 3]), slab=draw.uniform(0.12, 0.3), wall=(0.1, 0.3), ceiling=draw.chance(0.4), furniture=(2, 6)
+        rooms=draw.pick([1, 1, 2, 3]),
+        slab=draw.uniform(0.12, 0.3),
+        wall=(0.1, 0.3),
+        ceiling=draw.chance(0.4),
+        furniture=(2, 6),
     )
     scene = make_floor(seed, plan)
-    cloud = scene.scan(90_000 * len(scene.rooms), per_room=draw.integer(2, 5), seed=seed)
+    cloud = scene.scan(sizes.room_points * len(scene.rooms), per_room=draw.integer(2, 5), seed=seed)
     return _cut(cloud, scene.occupancy, sizes.room_side, sizes.per_room, draw, sizes)
 
 
@@ -111,7 +119,7 @@ def solid_crops(seed: int, sizes: CropConfig) -> list[dict[str, Any]]:
     """Crops of the procedural solid number ``seed``."""
     draw = Draw(np.random.default_rng([seed, 6]))
     solid = random_shape(seed)
-    points, normals = (value.double().numpy() for value in solid.surface(24_000, seed))
+    points, normals = (value.double().numpy() for value in solid.surface(sizes.solid_points, seed))
 
     def truth(where: Array) -> NDArray[np.bool_]:
         return solid.occupancy(torch.from_numpy(where.astype(np.float32))).numpy()

@@ -158,7 +158,9 @@ class Scene:
         rng = np.random.default_rng(seed)
         found = []
         for low, high in self.rooms:
-            tries = low + [0.4, 0.4, 1.2] + rng.random((40 * per_room, 3)) * np.maximum(high - low - [0.8, 0.8, 1.2], 0.01)
+            tries = (
+                low + [0.4, 0.4, 1.2] + rng.random((40 * per_room, 3)) * np.maximum(high - low - [0.8, 0.8, 1.2], 0.01)
+            )
             tries[:, 2] = np.minimum(tries[:, 2], low[2] + 1.8)
             around = tries[:, None] + 0.15 * np.concatenate([np.eye(3), -np.eye(3), np.zeros((1, 3))])
             free = ~self.occupancy(around.reshape(-1, 3)).reshape(len(tries), -1).any(axis=1)
@@ -216,7 +218,9 @@ def seen_from(points: Array, normals: Array, eyes: Array, *, reach: float = 8.0)
     return seen
 
 
-def _wall(axis: int, at: tuple[float, float], span: tuple[float, float], height: float, openings: Sequence[Opening]) -> list[Array]:
+def _wall(
+    axis: int, at: tuple[float, float], span: tuple[float, float], height: float, openings: Sequence[Opening]
+) -> list[Array]:
     """Boxes of a wall along ``axis`` (0 or 1) between ``at`` across it, with rectangular openings."""
     boxes, cuts = [], sorted(openings)
     edges = [span[0], *(edge for cut in cuts for edge in cut[:2]), span[1]]
@@ -291,7 +295,8 @@ def _opening(draw: Draw, start: float, length: float, width: float, heights: tup
 
 
 _THINGS = ShapeConfig(
-    weights={"vessel": 0.2, "machined": 0.2, "blob": 0.15, "creature": 0.15, "free_form": 0.2, "furniture": 0.1}, aligned=0.6
+    weights={"vessel": 0.2, "machined": 0.2, "blob": 0.15, "creature": 0.15, "free_form": 0.2, "furniture": 0.1},
+    aligned=0.6,
 )
 
 
@@ -302,7 +307,9 @@ def _furnish(draw: Draw, room: Array, count: int) -> list[Item]:
         upright = draw.chance(0.65)
         scale = draw.uniform(0.7, 1.7) if upright else draw.uniform(0.3, 0.8)
         try:
-            solid = make_solid(furniture(draw), "furniture") if upright else random_shape(draw.integer(0, 2**31), _THINGS)
+            solid = (
+                make_solid(furniture(draw), "furniture") if upright else random_shape(draw.integer(0, 2**31), _THINGS)
+            )
         except DegenerateShape:
             continue
         angle = draw.pick([0.0, 0.5, 1.0, 1.5]) * np.pi + (draw.uniform(-0.3, 0.3) if draw.chance(0.5) else 0.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A grid network taken apart for scenes: points to cells once, cells to features in windows, features to values in blocks.
+"""A grid network taken apart for scenes: points to cells, cells to features in windows, features to values in blocks.
 
 The point network pools inside cells only, so its result for a cell does not depend on a window. The U-Net's depends on
 the cells in its receptive field, which the halo of a window holds. The decoder sees the features around a query, and
@@ -37,8 +37,8 @@ class WindowNetwork:
     """The parts of a network that scenes need.
 
     Args:
-        model: a ConvONet with one grid, an encoder that sees positions inside cells (``local_coord``) and a decoder that
-            sees positions inside cells or none (``position: false``).
+        model: a ConvONet with one grid, an encoder that sees positions inside cells (``local_coord``) and a decoder
+            that sees positions inside cells or none (``position: false``).
         device: where to compute.
 
     Attributes:
@@ -162,7 +162,9 @@ class WindowNetwork:
         """
         grid = features.permute(0, 1, 4, 3, 2)
         if isinstance(self.unet, UNet3DLight):
-            grid = pixel_shuffle_3d(self.unet.final_conv(grid.contiguous(memory_format=torch.channels_last_3d)), self.upscale)
+            grid = pixel_shuffle_3d(
+                self.unet.final_conv(grid.contiguous(memory_format=torch.channels_last_3d)), self.upscale
+            )
         grid = grid.contiguous(memory_format=torch.channels_last_3d)
         count = steps * BLOCK
         along = torch.arange(1, count + 1, device=grid.device, dtype=torch.float64) / steps

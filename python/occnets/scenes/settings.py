@@ -30,8 +30,8 @@ class SceneConfig:
         window: cells along a side of a tile, a multiple of 16; None takes what fits into ``memory``.
         steps: lattice steps in a cell; the mesh's edges are about ``unit_size / steps`` long.
         reach: the surface is looked for within so many cells of a point, 1 to 16 (and up to 16 more, by blocks).
-        trim: cut off what is further from all points than so many times their spacing, which leaves a sheet that is open
-            where nothing was measured; None keeps the surface closed.
+        trim: cut off what is further from all points than so many times their spacing, which leaves a sheet that is
+            open where nothing was measured; None keeps the surface closed.
         threshold: occupancy probability of the surface; None takes the model's.
         fit: move the surface onto the points, see `occnets.fit`.
         components: ``"clean"`` drops crumbs and what the network made up far from all points, ``"largest"`` keeps one
@@ -83,7 +83,9 @@ def scene_config(config: SceneConfig | None, options: dict[str, Any]) -> SceneCo
     """
     known = {entry.name for entry in dataclasses.fields(SceneConfig)}
     if unknown := sorted(set(options) - known):
-        raise ValueError(f"reconstruct_scene: unknown option {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+        raise ValueError(
+            f"reconstruct_scene: unknown option {', '.join(unknown)}; there are {', '.join(sorted(known))}"
+        )
     return dataclasses.replace(config or SceneConfig(), **options)
 
 

@@ -67,7 +67,9 @@ class TileStore:
         else:
             foreign = [path.name for path in self.folder.iterdir()]
             if foreign:
-                raise ValueError(f"{self.folder} is not empty and holds no tiles (found {foreign[0]}); give another folder")
+                raise ValueError(
+                    f"{self.folder} is not empty and holds no tiles (found {foreign[0]}); give another folder"
+                )
             temporary = manifest.with_name(f".{_MANIFEST}.{os.getpid()}.tmp")
             temporary.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
             os.replace(temporary, manifest)

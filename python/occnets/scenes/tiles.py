@@ -135,7 +135,7 @@ def make_tiles(cells: Index, reach: int, side: int, steps: int) -> TileLattice:
     longest = int((blocks.max() + 2) * BLOCK * steps)
     if longest >= _LIMIT or blocks.min() < 0:
         raise ValueError(
-            f"the scene is {longest:,} lattice steps long; at most {_LIMIT:,} are possible: use a larger --unit-size, or "
-            "remove points that lie far away"
+            f"the scene is {longest:,} lattice steps long; at most {_LIMIT:,} are possible: use a larger --unit-size, "
+            "or remove points that lie far away"
         )
     return TileLattice(blocks, side)

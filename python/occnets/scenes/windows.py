@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Tiles through the network: occupied cells into windows, blocks into lattice values, values into pieces of the mesh."""
+"""Tiles through the network: cells into windows, blocks into lattice values, values into pieces of the mesh."""
 
 from __future__ import annotations
 
@@ -174,7 +174,12 @@ def work_through(work: TileWork, store: TileStore, batch: int, progress: Any = N
         group = [missing.pop(0)]
         if len(group[0].blocks):
             size = group[0].window(halo)[1].tolist()
-            while missing and len(group) < batch and len(missing[0].blocks) and missing[0].window(halo)[1].tolist() == size:
+            while (
+                missing
+                and len(group) < batch
+                and len(missing[0].blocks)
+                and missing[0].window(halo)[1].tolist() == size
+            ):
                 group.append(missing.pop(0))
             results: Iterator[Any] = work.values(group)
         else:

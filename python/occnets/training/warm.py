@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Starts a training from the weights of another model, also where it has group norms or more levels and this has not."""
+"""Starts a training from the weights of another model, also where it has group norms or more levels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
