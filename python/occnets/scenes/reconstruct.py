@@ -174,7 +174,7 @@ def _chosen(plan: _Plan, network: WindowNetwork) -> str:
     extent = " x ".join(f"{value * BLOCK}" for value in size)
     return (
         f"scene: point spacing {plan.spacing:.4g}, cells of {unit:.4g} (--unit-size), {extent} cells, windows of "
-        f"{window} cells = {window * unit:.4g} (--window) and a halo of {network.field.halo}, {len(lattice.tiles)} tiles"
+        f"{window} cells = {window * unit:.4g} (--window), a halo of {network.field.halo}, {len(lattice.tiles)} tiles"
     )
 
 
