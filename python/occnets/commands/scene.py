@@ -33,7 +33,7 @@ def add_scene_options(parser: argparse.ArgumentParser) -> None:
         "--open",
         type=float,
         nargs="?",
-        const=3.0,
+        const=2.0,
         metavar="K",
         help="leave open what was not measured: cut off what is over K point spacings from all points [%(const)s]",
     )

@@ -17,7 +17,6 @@ from occnets.scenes.tiles import BLOCK
 DEFAULT_MEMORY = 4 * 2**30
 DEFAULT_CELLS = 1.4
 """Side of a cell over the spacing of the points, for models that do not say (``data.cells_per_spacing``)."""
-DEFAULT_TRIM = 3.0
 _MOST_BLOCKS = 12  # larger windows save little: the halo's share falls ever slower
 
 
