@@ -141,9 +141,13 @@ class _Run:
         self.asked += len(index)
         if len(index):
             values = index.new_empty(len(index), dtype=self.options.dtype)
-            self._points(lambda rows: self.table[index[rows]], offsets, self.field, [values])
+            self._points(index, self._place, offsets, self.field, [values])
             self.tree.update(values)
         return bool(len(index))
+
+    def _place(self, nodes: Tensor) -> Tensor:
+        """Positions (..., 3) of nodes (..., 3)."""
+        return self.table.index_select(0, nodes.reshape(-1)).view(nodes.shape)
 
     def _bricks(self, function: Callable[..., Tensor], brick: BrickQuery) -> Tensor:
         """(K, 512) values of one level's bricks."""
@@ -167,36 +171,45 @@ class _Run:
 
     def _points(
         self,
-        positions: Callable[[Tensor], Tensor],
+        rows: Tensor,
+        place: Callable[[Tensor], Tensor],
         offsets: Tensor,
         function: Callable[[Tensor], Any],
         outputs: list[Tensor],
     ) -> None:
-        """Evaluate ragged rows, those of shape b from offsets[b] on, as (B, M, 3) queries into ``outputs``."""
+        """Evaluate ragged ``rows`` (Q, 3), those of shape b from offsets[b] on, into ``outputs``.
+
+        ``place`` makes positions of rows; ``function`` is asked with (B, M, 3) queries.
+        """
         batch, total = len(offsets) - 1, len(outputs[0])
         first, end = offsets[:-1, None], offsets[1:, None]
         widest = int(offsets.diff().max())
 
         def evaluate(begin: int, stop: int) -> None:
-            rows = first + torch.arange(begin, stop, device=first.device)
-            valid = rows < end  # shapes with fewer rows repeat some other position
-            found = function(positions(rows.clamp_max(total - 1)))
+            if batch == 1:
+                query = place(rows[begin:stop]).unsqueeze(0)
+            else:
+                number = first + torch.arange(begin, stop, device=first.device)
+                valid = number < end  # shapes with fewer rows repeat some other position
+                query = place(rows[number.clamp_max(total - 1)])
+            found = function(query)
             found = (found,) if isinstance(found, Tensor) else found
             for output, part in zip(outputs, found, strict=True):
-                expected = (*rows.shape, *output.shape[1:])
+                expected = (*query.shape[:2], *output.shape[1:])
                 if part.shape != expected:
                     raise ValueError(
                         f"occkernels.extract: the field must return {expected} for a query of shape "
-                        f"{(*rows.shape, 3)}, got {tuple(part.shape)}."
+                        f"{tuple(query.shape)}, got {tuple(part.shape)}."
                     )
                 if batch == 1:
                     output[begin:stop] = part[0].detach()
                 else:
-                    output[rows[valid]] = part[valid].detach().to(output.dtype)
+                    output[number[valid]] = part[valid].detach().to(output.dtype)
             self._report(int(valid.sum()) if batch > 1 else stop - begin)
 
         self._chunks(widest, batch, evaluate)
-        self._refuse_nan(int(outputs[0].isnan().sum()))
+        if outputs[0].sum().isnan():  # one quick pass; infinities of both signs can make such a sum too
+            self._refuse_nan(int(outputs[0].isnan().sum()))
 
     def _chunks(self, count: int, points: int, evaluate: Callable[[int, int], None]) -> None:
         """evaluate(begin, end) over [0, count), of ``points`` points each; halves the chunk when memory runs out."""
@@ -222,7 +235,7 @@ class _Run:
         normals, values = torch.empty_like(vertices), torch.empty_like(vertices[:, 0])
         if len(vertices):
             self.asked += len(vertices)
-            self._points(lambda rows: vertices[rows].float(), meshes.vertex_offsets, function, [values, normals])
+            self._points(vertices, Tensor.float, meshes.vertex_offsets, function, [values, normals])
         return torch.nn.functional.normalize(-normals, dim=1)
 
     def _report(self, points: int) -> None:

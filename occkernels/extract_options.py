@@ -72,7 +72,8 @@ class ExtractOptions:
 
     def to_world(self, vertices: Tensor) -> Tensor:
         """Positions in index units to the field's coordinates; computed in float64."""
-        return (self.box * (vertices.double() / self.cells - 0.5)).to(vertices.dtype)
+        place = vertices.to(torch.float64, copy=True)  # and in place: fresh pages cost more than the arithmetic
+        return place.div_(self.cells).sub_(0.5).mul_(self.box).to(vertices.dtype)
 
 
 class Extraction(NamedTuple):

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 // The residual decoder on regular bricks of 8 x 8 x 8 queries.
 //
-// A brick touches few cells of each map, and both sampling and the feature layers are linear: so the layers are applied
-// to the cells of the brick first, and the results interpolated instead of the features. A plane is interpolated once
-// for each pair of coordinates in use and shared by the up to 8 nodes above it; the grid once for each node. A third of
-// the network's products falls away. Where a brick touches too many cells for the nodes wanted of it, its features are
-// sampled node by node; that decision looks at the brick alone.
+// Up to 8 nodes of a brick lie above each other in a plane, so a plane is sampled, and the feature layers applied, once
+// for each pair of coordinates in use. Where the brick touches fewer cells than pairs, or of the grid fewer than nodes,
+// the layers are applied to the cells first and the results interpolated: both are linear. A third of the network's
+// products falls away. Where neither pays for the nodes wanted of a brick, its features are sampled node by node; that
+// decision looks at the brick alone.
 #include "common/parallel.h"
 #include "cpu/decode.h"
 #include "cpu/decode_tile.h"
@@ -18,6 +18,8 @@ constexpr int kSide = 8;
 constexpr int kNodes = kSide * kSide * kSide;
 constexpr int kCells = 132;  // cells of a map taken at most, a multiple of kRowStep
 constexpr int64_t kTask = 4;
+constexpr int kPairs = (kSide * kSide + kRowStep - 1) / kRowStep * kRowStep;  // rows of a plane's table
+static_assert(kPairs <= kCells);
 
 // One axis of a map at the brick's nodes.
 struct Axis {
@@ -63,23 +65,23 @@ struct Brick {
   int32_t node[kNodes];
   int wanted = 0;
   bool projected[kMaxMaps];
-  bool used[3][kSide * kSide];
-  Axis axis[3];  // of the grid
+  int8_t row[3][kSide * kSide];  // of a plane's pair in its table; -1 if no node needs it
+  Axis axis[3];                  // of the grid
   float *cells, *layers, *grid, *blended, *tables;
 
   static int64_t scratch(const Maps& maps) {
     const int64_t width = maps.job.depth * panels_of(maps.job.hidden) * kPanel;
     const int64_t source = kCells * panels_of(maps.channels) * kPanel;
-    return source + width * (2 * kCells + tile_rows(maps.job) + 3 * kSide * kSide);
+    return source + width * (2 * kCells + tile_rows(maps.job) + 3 * kPairs);
   }
   Brick(Tile& t, Scratch& memory) : tile(t), maps(t.maps), width(t.shape.depth * t.width) {
     cells = memory.take(kCells * panels_of(maps.channels) * kPanel);
     layers = memory.take(kCells * width);
     grid = memory.take(kCells * width);
     blended = memory.take(tile.capacity * width);
-    tables = memory.take(3 * kSide * kSide * width);
+    tables = memory.take(3 * kPairs * width);
   }
-  float* table(int k) const { return tables + k * kSide * kSide * width; }
+  float* table(int k) const { return tables + k * kPairs * width; }
 };
 
 int index_along(int32_t node, int axis) { return node >> (3 * (2 - axis)) & 7; }
@@ -108,11 +110,25 @@ void begin_brick(const DecodeJob& job, int64_t number, Brick& brick) {
   }
 }
 
-// The feature layers of all blocks on the brick's cells of map k, into `out`.
+// The feature layers of all blocks on the first `rows` of the brick's rows of features of map k, into `out`.
+void project_rows(const Brick& brick, int k, int rows, float* out) {
+  const Maps& maps = brick.maps;
+  const Tile& tile = brick.tile;
+  const int64_t channels = maps.channels, stride = panels_of(channels) * kPanel;
+  for (; rows % kRowStep; ++rows) memset(brick.cells + rows * stride, 0, channels * sizeof(float));
+  const int64_t first = maps.job.concat ? k * channels : 0, width = brick.width;
+  for (int64_t i = 0; i < tile.shape.depth; ++i) {
+    const float* weights = tile.job.weights + tile.shape.feature(i) + first * kPanel;
+    float* to = out + i * tile.width;
+    multiply(rows, tile.shape.hidden, nullptr, Factor{brick.cells, stride, weights, channels, tile.shape.features},
+             kNoFactor, [=](int row, int64_t column, Vector sum) { store_simd(to + row * width + column, sum); });
+  }
+}
+
+// The same on the brick's cells of map k.
 template <class T>
 void project_cells(const Brick& brick, int k, const Axis* axes, float* out) {
   const Maps& maps = brick.maps;
-  const Tile& tile = brick.tile;
   const int64_t r = maps.rule[k].resolution, channels = maps.channels, stride = panels_of(channels) * kPanel;
   const int dimensions = maps.rule[k].axes;
   const T* data = maps.data<T>(brick.shape, k);
@@ -126,19 +142,44 @@ void project_cells(const Brick& brick, int k, const Axis* axes, float* out) {
       }
     }
   }
-  for (; rows % kRowStep; ++rows) memset(brick.cells + rows * stride, 0, channels * sizeof(float));
-  const int64_t first = maps.job.concat ? k * channels : 0, width = brick.width;
-  for (int64_t i = 0; i < tile.shape.depth; ++i) {
-    const float* weights = tile.job.weights + tile.shape.feature(i) + first * kPanel;
-    float* to = out + i * tile.width;
-    multiply(rows, tile.shape.hidden, nullptr, Factor{brick.cells, stride, weights, channels, tile.shape.features},
-             kNoFactor, [=](int row, int64_t column, Vector sum) { store_simd(to + row * width + column, sum); });
-  }
+  project_rows(brick, k, rows, out);
 }
 
-// Whether projecting `cells` cells pays, `others` being the further work in multiply-adds for each hidden channel.
-bool pays(const Brick& brick, int64_t cells, int64_t others) {
-  return cells <= kCells && brick.maps.channels * cells + others < brick.maps.channels * brick.wanted;
+// The same on the pairs in use of plane k: sampled first.
+template <class T>
+void project_pairs(const Brick& brick, int k, const Axis* axes) {
+  const Maps& maps = brick.maps;
+  const int64_t r = maps.rule[k].resolution, channels = maps.channels, stride = panels_of(channels) * kPanel;
+  const T* data = maps.data<T>(brick.shape, k);
+  const int64_t* corner = maps.corner[k];
+  int rows = 0;
+  for (int pair = 0; pair < kSide * kSide; ++pair) {
+    if (brick.row[k][pair] < 0) continue;
+    const int i = pair / kSide, j = pair % kSide;
+    const float upper[2] = {axes[0].upper[i], axes[1].upper[j]};
+    float weight[4];
+    spread_plain<2>(upper, 1.0f, weight);
+    const T* cell = data + ((axes[1].first + axes[1].low[j]) * r + axes[0].first + axes[0].low[i]) * channels;
+    float* out = brick.cells + rows++ * stride;
+    int64_t c = 0;
+    for (; c + kVector <= channels; c += kVector) {
+      Vector sum = spread_value(weight[0]) * load_simd<Vector>(cell + corner[0] + c);
+      for (int n = 1; n < 4; ++n) {
+        sum = multiply_add(spread_value(weight[n]), load_simd<Vector>(cell + corner[n] + c), sum);
+      }
+      store_simd(out + c, sum);
+    }
+    for (; c < channels; ++c) {
+      out[c] = 0.0f;
+      for (int n = 0; n < 4; ++n) out[c] += weight[n] * static_cast<float>(cell[corner[n] + c]);
+    }
+  }
+  project_rows(brick, k, rows, brick.table(k));
+}
+
+// Whether projecting `rows` rows pays, `others` being the further work in multiply-adds for each hidden channel.
+bool pays(const Brick& brick, int64_t rows, int64_t others) {
+  return rows <= kCells && brick.maps.channels * rows + others < brick.maps.channels * brick.wanted;
 }
 
 template <class T>
@@ -146,24 +187,33 @@ bool project_plane(Brick& brick, int k) {
   const Layout& layout = brick.maps.job.layout;
   const MapRule<float>& rule = brick.maps.rule[k];
   const int first = layout.axes[k][0], second = layout.axes[k][1];
-  bool* used = brick.used[k];
-  memset(brick.used[k], 0, sizeof(brick.used[k]));
-  for (int n = 0; n < brick.wanted; ++n) used[pair_of(layout, k, brick.node[n])] = true;
+  int8_t* row = brick.row[k];
+  memset(row, -1, sizeof(brick.row[k]));
+  for (int n = 0; n < brick.wanted; ++n) row[pair_of(layout, k, brick.node[n])] = 0;
   int pairs = 0;
-  for (int pair = 0; pair < kSide * kSide; ++pair) pairs += used[pair];
+  for (int pair = 0; pair < kSide * kSide; ++pair) {
+    if (row[pair] == 0) row[pair] = static_cast<int8_t>(pairs++);
+  }
   const Axis axes[2] = {locate_axis(rule, brick.place[first]), locate_axis(rule, brick.place[second])};
-  if (!pays(brick, axes[0].count * axes[1].count, 5 * pairs + brick.wanted)) return false;
+  const int64_t cells = static_cast<int64_t>(axes[0].count) * axes[1].count;
+  // Sampling a pair's features costs less than sampling its projected rows, by 4 multiply-adds a layer.
+  const bool by_cells = cells <= kCells && brick.maps.channels * cells + 4 * pairs < brick.maps.channels * pairs;
+  if (!pays(brick, by_cells ? cells : pairs, (by_cells ? 5 * pairs : pairs) + brick.wanted)) return false;
+  if (!by_cells) {
+    project_pairs<T>(brick, k, axes);
+    return true;
+  }
   project_cells<T>(brick, k, axes, brick.layers);
   const int64_t across = rule.resolution > 1 ? brick.width : 0, along = across * axes[0].count;
   const int64_t corner[4] = {0, across, along, across + along};
   for (int pair = 0; pair < kSide * kSide; ++pair) {
-    if (!used[pair]) continue;
+    if (row[pair] < 0) continue;
     const int i = pair / kSide, j = pair % kSide;
     const float upper[2] = {axes[0].upper[i], axes[1].upper[j]};
     float weight[4];
     spread_plain<2>(upper, 1.0f, weight);
     const float* cell = brick.layers + (axes[0].low[i] + axes[0].count * axes[1].low[j]) * brick.width;
-    blend<4>(cell, corner, weight, brick.width, brick.table(k) + pair * brick.width);
+    blend<4>(cell, corner, weight, brick.width, brick.table(k) + row[pair] * brick.width);
   }
   return true;
 }
@@ -211,7 +261,7 @@ void point_at_rows(const Brick& brick, const int32_t* node, int count, Projected
       const int from = q < count ? q : 0;
       projected.row[projected.maps][q] =
           grid ? brick.blended + from * brick.width
-               : brick.table(k) + pair_of(brick.maps.job.layout, k, node[from]) * brick.width;
+               : brick.table(k) + brick.row[k][pair_of(brick.maps.job.layout, k, node[from])] * brick.width;
     }
     ++projected.maps;
   }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/decode.h"
 #include "cpu/decode_gemm.h"
@@ -76,14 +77,18 @@ struct StoreActive {
   }
 };
 
+template <int N>
+using Number = std::integral_constant<int, N>;
+
 // Sampled features of every row that the feature layers have been applied to already, [depth][width] for each map.
 struct Projected {
   int maps = 0;
   const float* row[4][kTileRows];
 };
 
-// Adds to the residual stream, or begins it, and stores its activation. PROJECTED rows are added from `shift` on.
-template <bool BEGIN, bool PROJECTED>
+// Adds to the residual stream, or begins it, and stores its activation. Rows of MAPS projected maps are added from
+// `shift` on.
+template <bool BEGIN, int MAPS>
 struct StoreNet {
   float *net, *active;
   int64_t width, shift;
@@ -91,9 +96,7 @@ struct StoreNet {
   OCC_INLINE void operator()(int row, int64_t column, Vector sum) const {
     float* at = net + row * width + column;
     Vector value = BEGIN ? sum : sum + load(at);
-    if constexpr (PROJECTED) {
-      for (int k = 0; k < projected->maps; ++k) value = value + load(projected->row[k][row] + shift + column);
-    }
+    OCC_UNROLL for (int k = 0; k < MAPS; ++k) value = value + load(projected->row[k][row] + shift + column);
     store_simd(at, value);
     store_simd(active + row * width + column, relu(value));
   }
@@ -106,12 +109,25 @@ void add_to_net(const Tile& tile, int64_t stage, const Factor& factor, const Pro
   const Factor features = tile.feature_factor(stage);
   float* active = tile.outer(stage);
   const int64_t width = tile.width;
-  if (projected && stage < tile.shape.depth) {
+  const auto store = [&](auto maps) {
     multiply(tile.rows, tile.shape.hidden, bias, factor, features,
-             StoreNet<BEGIN, true>{tile.net, active, width, stage * width, projected});
-  } else {
-    multiply(tile.rows, tile.shape.hidden, bias, factor, features,
-             StoreNet<BEGIN, false>{tile.net, active, width, 0, nullptr});
+             StoreNet<BEGIN, maps>{tile.net, active, width, stage * width, projected});
+  };
+  switch (projected && stage < tile.shape.depth ? projected->maps : 0) {
+    case 0:
+      store(Number<0>{});
+      break;
+    case 1:
+      store(Number<1>{});
+      break;
+    case 2:
+      store(Number<2>{});
+      break;
+    case 3:
+      store(Number<3>{});
+      break;
+    default:
+      store(Number<4>{});
   }
 }
 

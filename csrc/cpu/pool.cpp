@@ -2,6 +2,7 @@
 #include "cpu/pool.h"
 
 #include <memory>
+#include <new>
 
 #include "common/parallel.h"
 #include "common/types.h"
@@ -75,8 +76,10 @@ void scatter_cells(const void* features, int dtype, const int32_t* index, const 
     return;
   }
   if (argmax != nullptr) throw std::invalid_argument("occkernels: scatter_cells needs the sorted order for argmax");
-  const auto counts = reduce == kSum ? nullptr : count_into(job);
+  bool failed = false;
+  job.failed = &failed;
   OCC_CALL_ISA(scatter_streamed, job);
+  if (failed) throw std::bad_alloc();
 }
 
 void gather_cells(const void* values, int dtype, const int32_t* index, const int32_t*, const BinShape& shape,

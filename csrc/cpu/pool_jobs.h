@@ -29,6 +29,7 @@ struct ScatterJob {  // see scatter_cells and the functions after it in cpu/pool
   BinShape shape;
   int reduce, threads;
   bool wide;
+  bool* failed;  // set when memory runs out
 };
 
 OCC_DECLARE_ISA(void local_pool(const PoolJob&))

@@ -1,9 +1,15 @@
 // SPDX-License-Identifier: MIT
 // Scattering onto cells and its transposes. Both ways of scattering add a cell's points by their number, so they give
 // the same bits:
-//   streamed: no sort. One pass over the points per 16 channels onto the cells themselves, see pool_stream.h;
+//   streamed: no sort. A task adds up 16 channels of one map in the order of the points, in sums that lie side by side:
+//             64^2 cells take half of a second-level cache, where rows of the output would take every second of its
+//             sets;
 //   sorted:   one segment per cell, reduced in registers. For maps too large for the cache, and where the argument of a
 //             maximum is wanted.
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+
 #include "common/parallel.h"
 #include "cpu/pool_jobs.h"
 #include "cpu/pool_segment.h"
@@ -13,6 +19,7 @@ namespace occ::cpu::OCC_ISA {
 namespace {
 
 constexpr int64_t kCellBlock = 512;
+constexpr int64_t kFeaturesAhead = 32;  // points; rows of more than a cache line are not fetched in time by themselves
 constexpr int64_t kPointBlock = 1024;
 
 struct Sizes {
@@ -20,51 +27,94 @@ struct Sizes {
   explicit Sizes(const BinShape& s) : maps(s.last - s.first), points(s.count), channels(s.channels), target(s.target) {}
 };
 
-// Empty cells become 0; sums become means.
+// One map's cells in 16 neighbouring channels.
 template <class S>
-void finish_cells(const StreamMaps<S>& m, const int32_t* const* counts, int reduce, int64_t begin, int64_t end) {
-  for (int k = 0; k < m.maps; ++k) {
-    for (uint64_t cell = 0; cell < m.limit[k]; ++cell) {
-      const int32_t count = counts[k][cell];
-      if (count == 1 || (count > 1 && reduce == kMax)) continue;
-      for_channels<16>(begin, end, [&](int64_t c, auto width) {
-        S* row = m.rows[k] + cell * m.channels + c;
-        Pack<S, decltype(width)::value> sum;
-        sum.load(row);
-        count == 0 ? sum.clear() : sum.divide(static_cast<S>(count));
-        sum.store(row);
-      });
+struct Sums {
+  S* rows;  // kStreamChannels values a cell
+  int32_t* counts;
+  int64_t cells;
+};
+
+// Adds channels [0, W) of all points; with `counted`, counts them too.
+template <bool is_max, int W, class S>
+OCC_INLINE void add_points(const Sums<S>& sums, const S* features, int64_t channels, const int32_t* index,
+                           int64_t points, bool counted, int64_t c) {
+  Pack<S, W> start;
+  S first[W];
+  for (int j = 0; j < W; ++j) first[j] = is_max ? -std::numeric_limits<S>::infinity() : S(0);
+  start.load(first);
+  for (int64_t cell = 0; cell < sums.cells; ++cell) start.store(sums.rows + cell * kStreamChannels + c);
+  if (counted) memset(sums.counts, 0, sums.cells * sizeof(int32_t));
+  for (int64_t n = 0; n < points; ++n) {
+    if (n + kStreamAhead < points) {
+      const int32_t later = index[n + kStreamAhead];
+      OCC_PREFETCH(sums.rows + (later < 0 ? 0 : later) * kStreamChannels + c);
     }
+    OCC_PREFETCH(features + (n + kFeaturesAhead < points ? n + kFeaturesAhead : n) * channels + c);
+    const uint64_t cell = static_cast<uint64_t>(static_cast<int64_t>(index[n]));  // -1 is large
+    if (cell >= static_cast<uint64_t>(sums.cells)) continue;
+    S* at = sums.rows + cell * kStreamChannels + c;
+    Pack<S, W> sum;
+    sum.load(at);
+    if constexpr (is_max) {
+      sum.raise(features + n * channels + c);
+    } else {
+      sum.add(features + n * channels + c);
+    }
+    sum.store(at);
+    if (counted) ++sums.counts[cell];
   }
 }
 
-// A task is 16 channels of a sample: of all maps where that occupies the threads, else of one map. Either way an
-// accumulator adds up its points in their order.
+// Sums into the output's rows: empty cells become 0, sums become means.
+template <class S>
+void finish_cells(const Sums<S>& sums, int reduce, int64_t width, S* out, int64_t channels) {
+  for (int64_t cell = 0; cell < sums.cells; ++cell) {
+    const int32_t count = sums.counts[cell];
+    for_channels<16>(0, width, [&](int64_t c, auto w) {
+      Pack<S, decltype(w)::value> sum;
+      sum.load(sums.rows + cell * kStreamChannels + c);
+      if (count == 0) {
+        sum.clear();
+      } else if (reduce == kMean && count > 1) {
+        sum.divide(static_cast<S>(count));
+      }
+      sum.store(out + cell * channels + c);
+    });
+  }
+}
+
 template <class S>
 void stream(const ScatterJob& job) {
   const BinShape& s = job.shape;
   const Sizes z(s);
   const int64_t parts = (s.channels + kStreamChannels - 1) / kStreamChannels;
-  const int64_t together = s.batch * parts >= job.threads ? z.maps : 1;
-  const int64_t groups = z.maps / together;
-  parallel_for(job.threads, s.batch * parts * groups, [&](int64_t task) {
-    const int64_t b = task / groups / parts, part = task / groups % parts, group = task % groups;
-    StreamMaps<S> m{};
-    const int32_t* counts[kMaxMaps];
-    m.maps = static_cast<int>(together);
-    m.points = s.count;
-    m.channels = s.channels;
-    for (int k = 0; k < m.maps; ++k) {
-      const int64_t map = group * together + k, cells = (b * z.maps + map) * s.target;
-      m.rows[k] = static_cast<S*>(job.out) + cells * s.channels;
-      m.index[k] = job.index + points_begin(s, b, s.first + static_cast<int>(map));
-      m.limit[k] = static_cast<uint64_t>(s.target);
-      counts[k] = job.counts + (job.reduce == kSum ? 0 : cells);
+  parallel_for(job.threads, s.batch * parts * z.maps, [&](int64_t task) {
+    const int64_t map = task % z.maps, b = task / z.maps / parts, first = task / z.maps % parts * kStreamChannels;
+    const int64_t size = s.target * (kStreamChannels * sizeof(S) + sizeof(int32_t));
+    char* memory = static_cast<char*>(malloc(static_cast<size_t>(size) + 64));
+    if (memory == nullptr) {
+      *job.failed = true;
+      return;
     }
-    const int64_t begin = part * kStreamChannels;
-    const int64_t end = begin + kStreamChannels < s.channels ? begin + kStreamChannels : s.channels;
-    stream_channels(m, static_cast<const S*>(job.in) + b * s.count * s.channels, job.reduce == kMax, begin, end);
-    if (job.reduce != kSum) finish_cells(m, counts, job.reduce, begin, end);
+    Sums<S> sums;
+    sums.rows = reinterpret_cast<S*>((reinterpret_cast<uintptr_t>(memory) + 63) / 64 * 64);
+    sums.counts = reinterpret_cast<int32_t*>(sums.rows + s.target * kStreamChannels);
+    sums.cells = s.target;
+    const int64_t width = first + kStreamChannels < s.channels ? kStreamChannels : s.channels - first;
+    const int32_t* index = job.index + points_begin(s, b, s.first + static_cast<int>(map));
+    const S* features = static_cast<const S*>(job.in) + b * s.count * s.channels + first;
+    for_channels<16>(0, width, [&](int64_t c, auto w) {
+      constexpr int W = decltype(w)::value;
+      if (job.reduce == kMax) {
+        add_points<true, W>(sums, features, s.channels, index, s.count, c == 0, c);
+      } else {
+        add_points<false, W>(sums, features, s.channels, index, s.count, c == 0, c);
+      }
+    });
+    finish_cells(sums, job.reduce, width, static_cast<S*>(job.out) + (b * z.maps + map) * s.target * s.channels + first,
+                 s.channels);
+    free(memory);
   });
 }
 

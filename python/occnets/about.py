@@ -7,34 +7,47 @@ import json
 from pathlib import Path
 from typing import Any
 
+_NOTES = {
+    "released": "weights of the original authors, downloaded when used",
+    "by hand": "weights of the original authors, to be downloaded by hand",
+    "none": "architecture only, to train or to load weights into",
+}
+
 
 def print_models(*, as_json: bool) -> int:
     """``occnets models``: every name with its parameters, and the first line of the card of the pre-trained ones."""
     from occnets.checkpoints import WEIGHTS_FOLDER
     from occnets.zoo import list_models, model_info
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in list_models():
         info = model_info(name)
-        card = _card_line(WEIGHTS_FOLDER / name / "README.md") if info.pretrained else ""
+        release = info.release
         rows.append(
             {
                 "name": name,
-                "pretrained": info.pretrained,
-                "parameters": info.parameters,
+                "family": info.family,
                 "input": info.input_type,
-                "card": card,
+                "parameters": info.parameters,
+                "weights": info.weights,
+                "pretrained": info.pretrained,
+                "released_as": None if release is None else release.file,
+                "url": None if release is None else release.url or release.page,
+                "downloaded": release is not None and release.cached is not None,
+                "card": _card_line(WEIGHTS_FOLDER / name / "README.md") if info.pretrained else "",
                 "missing": info.missing,
             }
         )
     if as_json:
         print(json.dumps(rows, indent=2))
         return 0
-    width = max(len(row["name"]) for row in rows)
+    width, family = (max(len(row[key]) for row in rows) for key in ("name", "family"))
     for row in rows:
-        note = row["card"] if row["pretrained"] else "architecture only, to train or to load weights into"
+        note = row["card"] if row["pretrained"] else _NOTES[row["weights"]]
+        note = "weights of the original authors, downloaded" if row["downloaded"] else note
         count = "?" if row["parameters"] is None else f"{row['parameters']:,}"
-        print(f"{row['name']:<{width}}  {count:>12} parameters  {row['input']:<18} {row['missing'] or note}".rstrip())
+        start = f"{row['name']:<{width}}  {row['family']:<{family}}  {row['input']:<18} {count:>12} parameters  "
+        print(f"{start}{row['weights']:<8}  {row['missing'] or note}".rstrip())
     return 0
 
 

@@ -21,13 +21,17 @@ import torch
 from torch import Tensor, nn
 
 from occnets.config import config_names, load_config, save_config
+from occnets.download import fetch
 from occnets.models import build_model
+from occnets.released import Progress, find_release, suggest
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 """Folder of the bundled pre-trained models, one folder each."""
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.yaml"
 _LISTED_KEYS = 12
+_WRAPPER = "module"  # no network here has a part of this name
+_CONFIG_ENDINGS = (".yaml", ".yml")
 
 
 class CheckpointError(ValueError):
@@ -118,7 +122,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a ``.safetensors`` file, or a ``.pt`` file of the family.
 
     A family file is ``{"model": state, "optimizer": ..., "epoch_it": ..., "loss_val_best": ...}``; a bare state
-    dictionary is accepted too. Nothing is unpickled beyond tensors, containers, numbers and numpy scalars.
+    dictionary is accepted too, and so are the names ``module.*`` that parallel training gives. Nothing is unpickled
+    beyond tensors, containers, numbers and numpy scalars.
 
     Raises:
         FileNotFoundError: no such file.
@@ -126,7 +131,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if str(path).startswith(("http:", "https:")):
-        raise CheckpointError(f"{path}: download the file first and give its path; nothing is fetched from the network")
+        raise CheckpointError(f"{path}: a URL is no path; load_pretrained downloads it")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights file")
     if path.suffix == ".safetensors":
@@ -143,11 +148,17 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a dictionary with the key 'model', got {type(content).__name__}")
     if isinstance(content.get("model"), Mapping):
-        return Checkpoint(dict(content["model"]), {key: value for key, value in content.items() if key != "model"})
+        extra = {key: value for key, value in content.items() if key != "model"}
+        return Checkpoint(_without_wrappers(content["model"]), extra)
     if content and all(isinstance(value, Tensor) for value in content.values()):
-        return Checkpoint(content)
+        return Checkpoint(_without_wrappers(content))
     found = sorted(map(str, content))[:_LISTED_KEYS]
     raise CheckpointError(f"{path}: expected the key 'model' or a state dictionary, found the keys {found}")
+
+
+def _without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dictionary without the ``module.`` of ``torch.nn.DataParallel``, around the whole network or a part."""
+    return {".".join(part for part in key.split(".") if part != _WRAPPER): value for key, value in state.items()}
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str = "checkpoint") -> None:
@@ -178,24 +189,32 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str = "
 
 
 def load_pretrained(
-    name: str | os.PathLike[str], config: str | Path | Mapping[str, Any] | None = None
+    name: str | os.PathLike[str],
+    config: str | Path | Mapping[str, Any] | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Load a network with its weights.
 
     Args:
-        name: a bundled model's name, a model folder, or a weights file.
+        name: a bundled model's name, a model folder, a weights file, a configuration file of the family that names its
+            weights (``test.model_file``), a released model's name (see `occnets.released`) or a URL. The last two are
+            downloaded once.
         config: configuration of a weights file: a file, a packaged name or a mapping; ``None`` takes ``config.yaml``
-            from the folder.
+            from the folder, or that of the release.
+        progress: called with (bytes so far, bytes in all or None) during a download.
 
     Returns:
         The network in evaluation mode on the CPU, and its configuration.
 
     Raises:
-        FileNotFoundError: no bundled model, folder or file of that name, or no configuration with it.
+        FileNotFoundError: no bundled or released model, folder or file of that name, or no configuration with it.
         CheckpointError: the weights do not fit the configuration.
+        DownloadError: the weights could not be fetched.
     """
-    path = _locate(name)
+    path, own = _locate(name, progress)
     weights = path / WEIGHTS_NAME if path.is_dir() else path
+    config = own if config is None else config
     if config is None:
         config = weights.parent / CONFIG_NAME
         if not Path(config).is_file():
@@ -209,20 +228,48 @@ def load_pretrained(
     return model.eval(), loaded
 
 
-def _locate(name: str | os.PathLike[str]) -> Path:
+def _locate(name: str | os.PathLike[str], progress: Progress | None) -> tuple[Path, str | None]:
+    """A model folder or weights file, and the configuration that is known to belong to it."""
     text = os.fspath(name)
-    bundled = WEIGHTS_FOLDER / text
-    if text in pretrained_names():
-        return bundled
-    if text and Path(text).exists():
-        return Path(text)
-    if text.startswith(("http:", "https:")):
-        raise CheckpointError(f"{text}: download the file first and give its path; nothing is fetched from the network")
     known = pretrained_names()
+    if text in known:
+        return WEIGHTS_FOLDER / text, None
+    if text and Path(text).exists():
+        if Path(text).suffix.lower() in _CONFIG_ENDINGS:
+            return _weights_of(Path(text), progress), text
+        return Path(text), None
+    release = find_release(text)
+    if release is not None:
+        return release.fetch(progress), release.config
+    if text.startswith(("http:", "https:")):
+        return fetch(text, progress=progress), None
     close = difflib.get_close_matches(text, known, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    hint = f" Did you mean {close[0]!r}?" if close else suggest(text)
     raise FileNotFoundError(
-        f"{text!r} is no bundled model, folder or weights file.{hint} Bundled models: {', '.join(known) or 'none'}."
+        f"{text!r} is no bundled model, released model, folder or weights file.{hint} Bundled models: "
+        f"{', '.join(known) or 'none'}."
+    )
+
+
+def _weights_of(path: Path, progress: Progress | None) -> Path:
+    """The weights a family configuration names: a URL, or a file in ``training.out_dir``.
+
+    The family's programs start in the folder that paths are relative to, so all folders above the file are tried.
+    """
+    config = load_config(path)
+    file = str((config.get("test") or {}).get("model_file") or "")
+    if file.startswith(("http:", "https:")):
+        release = find_release(file)
+        return fetch(file, progress=progress) if release is None else release.fetch(progress)
+    folder = str((config.get("training") or {}).get("out_dir") or "")
+    places = [path.resolve().parent, *path.resolve().parents, Path.cwd()]
+    candidates = [place / each for place in places for each in (Path(folder, file), Path(file))]
+    for candidate in candidates:
+        if file and candidate.is_file():
+            return candidate
+    raise FileNotFoundError(
+        f"{path}: its weights {file!r} (test.model_file) are not in {folder!r} (training.out_dir) under any folder "
+        f"above it; give the weights file as the model and this file as its configuration"
     )
 
 

@@ -8,23 +8,22 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from occnets.commands import reconstruct, render
+from occnets.commands import generate, models, reconstruct, render
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands."""
     parser = argparse.ArgumentParser(
         prog="occnets",
-        description="Surfaces from point clouds with occupancy networks.",
+        description="Surfaces from point clouds, pictures and voxels with occupancy networks.",
         epilog="'occnets COMMAND --help' says more. OCCNETS_TRACEBACK=1 shows where an error comes from.",
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     reconstruct.add_parser(commands)
+    generate.add_parser(commands)
     render.add_parser(commands)
-    models = commands.add_parser("models", help="list the models that can be used by name")
-    models.add_argument("--json", action="store_true", help="print a JSON list")
-    models.set_defaults(run=_about("models"))
+    models.add_parser(commands)
     info = commands.add_parser("info", help="versions, devices and native code of this installation")
     info.add_argument("--json", action="store_true", help="print a JSON object")
     info.set_defaults(run=_about("info"))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from occnets.memory import query_bytes
 from occnets.models.fused import FusedField, fuse
+from occnets.precision import encode
 
 _SIDE = 8  # nodes along a side of a brick
 _FUSED_BYTES = 64  # of a query in the fused decoder: coordinates, logits, masks
@@ -90,12 +91,23 @@ class EnsembleField:
         model: offers ``encode(inputs (1, N, 3)) -> features`` and ``decode(query (1, M, 3), features) -> (1, M)``.
         points: (N, 3) float32 in the unit cube.
         count: orientations, 1 to 48.
+        precision: the encoder's, see `occnets.precision`.
     """
 
-    def __init__(self, model: Any, points: Tensor, count: int) -> None:
-        self.model = model
-        self.turns = [Turn.from_matrix(matrix) for matrix in cube_symmetries()[:count]]
-        self.features = [model.encode(turn.points(points)[None]) for turn in self.turns]
+    def __init__(self, model: Any, points: Tensor, count: int, *, precision: str = "fp32") -> None:
+        turns = [Turn.from_matrix(matrix) for matrix in cube_symmetries()[:count]]
+        self._set(model, turns, [encode(model, turn.points(points)[None], precision) for turn in turns])
+
+    @classmethod
+    def of_features(cls, model: Any, features: Any) -> EnsembleField:
+        """The field of features that do not come from a cloud, in one orientation."""
+        field = cls.__new__(cls)
+        field._set(model, [Turn.from_matrix(cube_symmetries()[0])], [features])
+        return field
+
+    def _set(self, model: Any, turns: list[Turn], features: list[Any]) -> None:
+        count = len(turns)
+        self.model, self.turns, self.features = model, turns, features
         self.bytes_per_query = query_bytes(model)
         decoder = getattr(model, "decoder", None)
         fused = [None if decoder is None else fuse(decoder, features) for features in self.features]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Point cloud in, closed mesh out, both in the same units and frame."""
+"""Point cloud, picture or voxels in, closed mesh out, in the units and frame of the input."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ import functools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from occnets import other_inputs
 from occnets.components import mesh_statistics
 from occnets.ensemble import EnsembleField, cube_symmetries
 from occnets.extraction import extract_surface
 from occnets.finish import EmptyReconstructionError, Surface, finish_surface
-from occnets.io import PointCloud
+from occnets.io import PointCloud, VoxelGrid
 from occnets.memory import chunk_within, query_bytes
-from occnets.normalize import CleanCloud, clean_cloud, subsample
+from occnets.normalize import CleanCloud, Frame, clean_cloud, subsample
+from occnets.precision import check_precision
 from occnets.refine import Refinement, RefineOptions, refine_vertices
+from occnets.result import Clock, Progress, Reconstruction, Source
 from occnets.settings import ReconstructionConfig, settings_from
 
 if TYPE_CHECKING:
@@ -41,46 +42,12 @@ __all__ = [
     "trained_range",
 ]
 
-Progress = Callable[[str, int, int], None]
-
 DEFAULT_POINTS = 50_000
 """Points given to a network whose configuration does not say how many it was trained with."""
 
 _CLOUD_INPUTS = ("pointcloud", "partial_pointcloud")
 _PADDING = 0.1  # queries live in the unit cube enlarged by this, if the model's configuration does not say
 _REFINE_RESOLUTION = 128  # what the family's learning rate is made for; finer lattices take shorter steps
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """A mesh and how it came about.
-
-    Attributes:
-        mesh: closed triangle mesh in the input's units and frame, vertices in float64.
-        stats: numbers of the input, the network and the mesh, ready for JSON.
-        timings: seconds of each stage, and ``total``.
-        warnings: remarks for the user.
-        cloud: (N, 3) float64, the points the network saw, in input units.
-    """
-
-    mesh: trimesh.Trimesh
-    stats: dict[str, Any]
-    timings: dict[str, float]
-    warnings: tuple[str, ...]
-    cloud: NDArray[np.float64] = field(repr=False)
-
-
-class _Clock:
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.seconds = device, {}  # type: ignore[var-annotated]
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.seconds[name] = time.perf_counter() - start
 
 
 class Reconstructor:
@@ -91,44 +58,62 @@ class Reconstructor:
         config: the family's configuration of the model (``data``, ``test``), used for threshold and trained range.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
         name: how to call the model in reports.
+        precision: of the encoder: ``"fp32"``, ``"bf16"`` or ``"fp16"``; see `occnets.precision`.
+
+    Attributes:
+        reads: what the model reads: ``pointcloud``, ``img``, ``voxels``, ...; ``none`` for unconditional models.
 
     Raises:
-        ValueError: the model does not read point clouds, or the device does not exist.
+        ValueError: the device or the precision does not exist.
     """
 
     def __init__(
-        self, model: Any, config: Mapping[str, Any] | None = None, device: str | torch.device = "auto", name: str = ""
+        self,
+        model: Any,
+        config: Mapping[str, Any] | None = None,
+        device: str | torch.device = "auto",
+        name: str = "",
+        *,
+        precision: str = "fp32",
     ) -> None:
+        check_precision(precision)
+        self.precision = precision
         self.device = pick_device(device)
         self.model = model.to(self.device).eval() if isinstance(model, torch.nn.Module) else model
         self.config: Mapping[str, Any] = config or {}
         self.name = name or type(model).__name__
-        reads = (self.config.get("data") or {}).get("input_type", "pointcloud")
-        if reads not in _CLOUD_INPUTS:
-            raise ValueError(
-                f"Reconstructor: model '{self.name}' reads {reads}; point clouds need one that reads "
-                f"{' or '.join(_CLOUD_INPUTS)}, see 'occnets models'"
-            )
+        self.reads = str((self.config.get("data") or {}).get("input_type", "pointcloud") or "none")
 
     @classmethod
     def from_pretrained(
-        cls, name: str | os.PathLike[str], config: Any = None, device: str | torch.device = "auto"
+        cls,
+        name: str | os.PathLike[str],
+        config: Any = None,
+        device: str | torch.device = "auto",
+        *,
+        precision: str = "fp32",
+        progress: Callable[[int, int | None], None] | None = None,
     ) -> Reconstructor:
-        """Load a bundled model by name, a folder (weights and configuration), or a ``.pt`` file with its configuration.
+        """Load a model.
 
         Args:
-            name: name, folder or file.
+            name: of a bundled model or of one the original authors released (downloaded once, see `occnets.released`);
+                a model folder; a ``.pt`` file with its configuration; or a configuration file that names its weights.
             config: configuration (mapping or path of a YAML file) of a ``.pt`` file.
             device: see `Reconstructor`.
+            precision: see `Reconstructor`.
+            progress: called with (bytes so far, bytes in all or None) during a download.
 
         Raises:
-            ValueError, OSError: unknown name, missing file or unreadable weights; see `occnets.checkpoints`.
+            ValueError, OSError: unknown name, missing file, failed download or unreadable weights; see
+                `occnets.checkpoints`.
         """
         from occnets.checkpoints import load_pretrained
 
         device = pick_device(device)
-        model, loaded = load_pretrained(name) if config is None else load_pretrained(name, config=config)
-        return cls(model, loaded, device, os.path.basename(os.fspath(name).rstrip("/\\")))
+        check_precision(precision)
+        model, loaded = load_pretrained(name, config, progress=progress)
+        return cls(model, loaded, device, os.path.basename(os.fspath(name).rstrip("/\\")), precision=precision)
 
     def parameter_count(self) -> int:
         """Number of parameters of the network; 0 for something that is none."""
@@ -156,11 +141,12 @@ class Reconstructor:
         Raises:
             DegenerateCloudError: too few points, NaN, or all on one point, line or plane.
             EmptyReconstructionError: the network sees no surface.
-            ValueError: an option is out of range.
+            ValueError: an option is out of range, or the model reads something else.
         """
+        self._need("point clouds", _CLOUD_INPUTS)
         settings = settings_from(config, options)
         start = time.perf_counter()
-        clock = _Clock(self.device)
+        clock = Clock(self.device)
         notes = list(points.notes) if isinstance(points, PointCloud) else []
         raw = np.asarray(points.points if isinstance(points, PointCloud) else points, dtype=np.float64)
         with clock.stage("prepare"):
@@ -169,33 +155,128 @@ class Reconstructor:
             chosen = subsample(clean.points, int(limit), settings.seed)
             unit = torch.from_numpy(clean.frame.to_unit(chosen).astype(np.float32)).to(self.device)
         notes += [*clean.warnings, *self._range_warnings(len(clean.points), clean.noise)]
-        level, threshold = self._level(settings.threshold)
         ensemble = settings.ensemble or int((self.config.get("test") or {}).get("ensemble") or 1)
+        settings = dataclasses.replace(settings, max_points=int(limit), ensemble=ensemble)
         with torch.no_grad():  # not inference mode: refinement differentiates through the features
             with clock.stage("encode"):
-                field = EnsembleField(self.model, unit, ensemble)
-            with clock.stage("extract"):
-                box = 1.0 + float((self.config.get("data") or {}).get("padding", _PADDING))
-                report = None if progress is None else functools.partial(progress, "evaluate")
-                surface, facts, remarks = extract_surface(field, settings, level, box, unit, report)
-            with clock.stage("finish"):
-                refine = self._refinement(field, settings, threshold, ensemble, progress)
-                # All points, not only those the network saw: dense scans place the surface better than any network.
-                finish_surface(surface, settings, clean.frame.to_unit(clean.points), refine)
-                mesh = _mesh(surface, clean)
+                field = EnsembleField(self.model, unit, ensemble, precision=self.precision)
+            # All points, not only those the network saw: dense scans place the surface better than any network.
+            source = Source(clean.frame, _input_statistics(raw, clean, len(chosen)), chosen, clean.points, notes)
+            result = self._surface(field, source, settings, clock, progress)
+        result.timings["total"] = time.perf_counter() - start
+        return result
+
+    def reconstruct_image(
+        self,
+        image: NDArray,
+        config: ReconstructionConfig | None = None,
+        *,
+        pose: NDArray | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Reconstruction:
+        """Reconstruct a closed mesh from one picture.
+
+        Args:
+            image: (H, W, 3) or (H, W), uint8 or floating in [0, 1]; see `occnets.io.read_image`.
+            config: options; keyword arguments override single fields of it. Those about points have no effect.
+            pose: (4, 4) or (3, 4), the rigid map from world to camera, for models that take one.
+            progress: see `reconstruct`.
+            **options: fields of `ReconstructionConfig`.
+
+        Returns:
+            The mesh in the unit cube [-0.5, 0.5]³, as the model was trained.
+
+        Raises:
+            EmptyReconstructionError: the network sees no surface.
+            ValueError: the model reads something else, a pose is missing or of no use, or an option is out of range.
+        """
+        self._need("pictures", ("img",))
+        return other_inputs.reconstruct_image(self, image, pose, settings_from(config, options), progress)
+
+    def reconstruct_voxels(
+        self,
+        voxels: NDArray | VoxelGrid,
+        config: ReconstructionConfig | None = None,
+        *,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Reconstruction:
+        """Reconstruct a closed mesh of any resolution from a grid of voxels.
+
+        Args:
+            voxels: a `VoxelGrid`, or (n, n, n) truth values or numbers in [0, 1], axes (x, y, z), which fill the unit
+                cube.
+            config: options; keyword arguments override single fields of it. Those about points have no effect.
+            progress: see `reconstruct`.
+            **options: fields of `ReconstructionConfig`.
+
+        Returns:
+            The mesh in the frame of the grid.
+
+        Raises:
+            EmptyReconstructionError: the network sees no surface.
+            ValueError: the model reads something else, the grid does not fit it, or an option is out of range.
+        """
+        self._need("voxels", ("voxels",))
+        return other_inputs.reconstruct_voxels(self, voxels, settings_from(config, options), progress)
+
+    def reconstruct_latent(
+        self,
+        code: NDArray | torch.Tensor,
+        config: ReconstructionConfig | None = None,
+        *,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Reconstruction:
+        """Mesh of a latent code of an unconditional model, in the unit cube.
+
+        Args:
+            code: (Z,), for example of `occnets.models.latent.latent_of_seed` or ``interpolate_latents``.
+            config: options; keyword arguments override single fields of it. Those about points have no effect.
+            progress: see `reconstruct`.
+            **options: fields of `ReconstructionConfig`.
+
+        Raises:
+            EmptyReconstructionError: the code has no surface.
+            ValueError: the model has an input or no latent code, the code does not fit, or an option is out of range.
+        """
+        return other_inputs.reconstruct_latent(self, code, settings_from(config, options), progress)
+
+    def _need(self, words: str, kinds: tuple[str, ...]) -> None:
+        if self.reads not in kinds:
+            instead = {"none": "; it makes shapes from nothing: 'occnets generate'"}.get(self.reads, "")
+            raise ValueError(
+                f"Reconstructor: model '{self.name}' reads {self.reads}{instead}; {words} need one that reads "
+                f"{' or '.join(kinds)}, see 'occnets models'"
+            )
+
+    def _surface(
+        self,
+        field: EnsembleField,
+        source: Source,
+        settings: ReconstructionConfig,
+        clock: Clock,
+        progress: Progress | None,
+    ) -> Reconstruction:
+        """The way from a field to a mesh, the same for every input."""
+        level, threshold = self._level(settings.threshold)
+        unit = torch.from_numpy(source.frame.to_unit(source.seen).astype(np.float32)).to(self.device)
+        with clock.stage("extract"):
+            box = 1.0 + float((self.config.get("data") or {}).get("padding", _PADDING))
+            report = None if progress is None else functools.partial(progress, "evaluate")
+            surface, facts, remarks = extract_surface(field, settings, level, box, unit, report)
+        with clock.stage("finish"):
+            refine = self._refinement(field, settings, threshold, len(field.turns), progress)
+            finish_surface(surface, settings, source.frame.to_unit(source.measured), refine)
+            mesh = _mesh(surface, source.frame)
         stats = {
-            "input": _input_statistics(raw, clean, len(chosen)),
-            "settings": {
-                **dataclasses.asdict(settings),
-                "threshold": threshold,
-                "max_points": int(limit),
-                "ensemble": ensemble,
-            },
+            "input": source.statistics,
+            "settings": {**dataclasses.asdict(settings), "threshold": threshold, "precision": self.precision},
             "field": facts,
             "mesh": {**mesh_statistics(np.asarray(mesh.vertices), np.asarray(mesh.faces)), **surface.facts},
         }
-        clock.seconds["total"] = time.perf_counter() - start
-        return Reconstruction(mesh, stats, clock.seconds, (*notes, *remarks, *surface.notes), chosen)
+        return Reconstruction(mesh, stats, clock.seconds, (*source.notes, *remarks, *surface.notes), source.seen)
 
     def _refinement(
         self,
@@ -272,11 +353,11 @@ def trained_range(config: Mapping[str, Any], key: str, default: float) -> tuple[
     return min(values), max(values)
 
 
-def _mesh(surface: Surface, clean: CleanCloud) -> trimesh.Trimesh:
+def _mesh(surface: Surface, frame: Frame) -> trimesh.Trimesh:
     """The surface in the units and frame of the input."""
     import trimesh
 
-    vertices = clean.frame.to_input(surface.vertices)
+    vertices = frame.to_input(surface.vertices)
     return trimesh.Trimesh(vertices, surface.faces, vertex_normals=surface.normals, process=False)
 
 

@@ -49,16 +49,9 @@ def versions() -> dict[str, str]:
 def summary(record: Mapping[str, Any]) -> list[str]:
     """The lines of a record that a person wants to see."""
     given, mesh, timings = record["statistics"]["input"], record["statistics"]["mesh"], record["timings"]
-    removed = [
-        f"{given[key]} {word}"
-        for key, word in (("duplicates_removed", "duplicate"), ("outliers_removed", "outlying"))
-        if given[key]
-    ]
     model = record["model"]
     return [
-        f"input   {given['points']:,} points, {given['points_used']:,} used"
-        + (f" (removed: {', '.join(removed)})" if removed else "")
-        + f", size {_triple([b - a for a, b in zip(*given['bounds'], strict=True)])}",
+        f"input   {_input(given)}",
         f"model   {model['name']}, {model['parameters']:,} parameters, on {model['device']}",
         "time    " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in timings.items()) + " s",
         f"mesh    {mesh['vertices']:,} vertices, {mesh['faces']:,} faces, "
@@ -73,6 +66,25 @@ def summary(record: Mapping[str, Any]) -> list[str]:
 
 def _closed(mesh: Mapping[str, Any]) -> str:
     return "watertight" if mesh["watertight"] else "open as asked" if "trimmed_from" in mesh else "NOT watertight"
+
+
+def _input(given: Mapping[str, Any]) -> str:
+    """What was given, in a line."""
+    if "picture" in given:
+        width, height = given["picture"]
+        return f"picture of {width} x {height} pixels" + (" with its camera's pose" if given["pose"] else "")
+    if "voxels" in given:
+        return f"{_triple(given['voxels'])} voxels, {given['occupied']:,} occupied, side {given['scale']:.5g}"
+    removed = [
+        f"{given[key]} {word}"
+        for key, word in (("duplicates_removed", "duplicate"), ("outliers_removed", "outlying"))
+        if given[key]
+    ]
+    return (
+        f"{given['points']:,} points, {given['points_used']:,} used"
+        + (f" (removed: {', '.join(removed)})" if removed else "")
+        + f", size {_triple([b - a for a, b in zip(*given['bounds'], strict=True)])}"
+    )
 
 
 def _changes(mesh: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,8 @@ from torch import nn
 from occnets.checkpoints import CONFIG_NAME, WEIGHTS_FOLDER, load_pretrained, pretrained_names
 from occnets.config import config_names, load_config
 from occnets.models import build_model
+from occnets.models.registry import method_of
+from occnets.released import Release, find_release
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class ModelInfo:
     Attributes:
         name: as given to :func:`create_model`.
         pretrained: comes with weights.
+        family: method of its configuration: ``onet``, ``conv_onet``, ``dynamic_planes_conv_onet`` or ``transonet``.
+        release: the original authors' weights for it, or ``None``.
         parameters: number of parameters; ``None`` if a library it is made of is not installed.
         input_type: what it reads: ``pointcloud``, ``voxels``, ``img``, ...; ``none`` for unconditional models.
         config: its full configuration.
@@ -35,6 +39,18 @@ class ModelInfo:
     input_type: str
     config: dict[str, Any]
     missing: str = ""
+    family: str = ""
+    release: Release | None = None
+
+    @property
+    def weights(self) -> str:
+        """``"bundled"``, ``"released"`` (downloaded when asked for), ``"by hand"`` (released, but programs cannot fetch
+        it) or ``"none"``: only the architecture is known."""
+        if self.pretrained:
+            return "bundled"
+        if self.release is None:
+            return "none"
+        return "released" if self.release.url else "by hand"
 
 
 def create_model(source: str | Path | Mapping[str, Any], **options: Any) -> nn.Module:
@@ -79,4 +95,6 @@ def model_info(name: str) -> ModelInfo:
         count = sum(parameter.numel() for parameter in model.parameters())
     except ImportError as error:
         missing = str(error)
-    return ModelInfo(name, pretrained, count, str(config["data"]["input_type"] or "none"), config, missing)
+    reads = str(config["data"]["input_type"] or "none")
+    release = None if pretrained else find_release(name)
+    return ModelInfo(name, pretrained, count, reads, config, missing, method_of(config), release)

@@ -172,8 +172,8 @@ def test_bundled_models_go_by_name(model: torch.nn.Module, tmp_path: Path, monke
 def test_other_refusals(model: torch.nn.Module, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such weights file"):
         read_checkpoint(tmp_path / "none.pt")
-    with pytest.raises(CheckpointError, match="download the file first"):
-        load_pretrained("https://example.org/model.pt", config=CONFIG)
+    with pytest.raises(CheckpointError, match="a URL is no path"):
+        read_checkpoint("https://example.org/model.pt")
     (tmp_path / "text.pt").write_text("not weights")
     with pytest.raises(CheckpointError, match="not a weights file"):
         read_checkpoint(tmp_path / "text.pt")

@@ -40,7 +40,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Replaces loading by a network with a known answer; a test may put another one in."""
     holder: list[Any] = [SphereModel()]
 
-    def load(name: str, config: Any = None, device: str = "auto") -> Reconstructor:
+    def load(name: str, config: Any = None, device: str = "auto", **options: Any) -> Reconstructor:
         return Reconstructor(holder[0], CONFIG, "cpu", str(name))
 
     monkeypatch.setattr(Reconstructor, "from_pretrained", staticmethod(load))
@@ -178,12 +178,12 @@ def test_models_and_info(capsys: pytest.CaptureFixture, monkeypatch: pytest.Monk
     monkeypatch.setattr("occnets.zoo.list_models", lambda: ["convonet-grid", "convonet-voxel-grid32"])
     assert run("models") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert any(re.match(r"convonet-grid +[\d,]+ parameters +pointcloud", line) for line in lines)
+    assert any(re.match(r"convonet-grid +conv_onet +pointcloud +[\d,]+ parameters +bundled ", line) for line in lines)
     assert run("models", "--json") == 0
     rows = json.loads(capsys.readouterr().out)
-    assert {"name", "pretrained", "parameters", "input", "card", "missing"} == set(rows[0]) and len(rows) == len(
-        lines
-    ) == 2
+    told = "name family input parameters weights pretrained released_as url downloaded card missing"
+    assert set(told.split()) == set(rows[0]) and len(rows) == len(lines) == 2
+    assert [row["weights"] for row in rows] == ["bundled", "released"]
     assert run("info", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["torch"] == torch.__version__ and ".las" in facts["reads"]

@@ -490,7 +490,7 @@ def test_defects_are_told() -> None:
 
 def test_models_of_other_inputs_and_devices() -> None:
     with pytest.raises(ValueError, match="reads voxels; point clouds need"):
-        Reconstructor(SphereModel(), {"data": {"input_type": "voxels"}}, "cpu")
+        Reconstructor(SphereModel(), {"data": {"input_type": "voxels"}}, "cpu").reconstruct(sphere_points())
     with pytest.raises(ValueError, match="must be auto, cpu, cuda"):
         pick_device("gpu")
     with pytest.raises(ValueError, match="torch sees"):

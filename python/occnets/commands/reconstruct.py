@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``occnets reconstruct``."""
+"""``occnets reconstruct``: clouds, pictures and voxels."""
 
 from __future__ import annotations
 
@@ -23,14 +23,17 @@ _EXAMPLES = """examples:
   occnets reconstruct scan.las -o mesh.ply --resolution 256 --render picture.png
   occnets reconstruct scan.xyz -o mesh.obj --json --quiet > numbers.json
   occnets reconstruct building.las -o mesh.ply --scene --open --memory 4G --resume work
+  occnets reconstruct chair.png -o chair.ply --model onet-img
+  occnets reconstruct model.binvox -o model.ply --model convonet-voxel-grid32 --precision bf16
 """
 
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "reconstruct",
-        help="point cloud in, closed mesh out",
-        description="Reconstruct a closed mesh from a point cloud, in the cloud's own units and frame.",
+        help="point cloud, picture or voxels in, closed mesh out",
+        description="Reconstruct a closed mesh from a point cloud or voxels, in their own units and frame, or from a "
+        "picture, in the unit cube.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -38,7 +41,8 @@ def add_parser(commands: Any) -> None:
     add(
         "input",
         type=Path,
-        help="PLY OBJ OFF STL GLB XYZ TXT CSV PTS PWN PCD NPY NPZ LAS or LAZ; of meshes, the vertices",
+        help="PLY OBJ OFF STL GLB XYZ TXT CSV PTS PWN PCD NPY NPZ LAS or LAZ, of meshes the vertices; a picture PNG "
+        "JPG ...; voxels BINVOX NPY NPZ",
     )
     add("-o", "--output", type=Path, required=True, help="mesh to write: .ply .obj .off .stl or .glb")
     group = parser.add_argument_group("model and surface")
@@ -49,6 +53,7 @@ def add_parser(commands: Any) -> None:
     add("--threshold", type=float, metavar="P", help="occupancy probability of the surface [the model's]")
     add("--ensemble", type=int, metavar="K", help="average over K orientations of the input, 1 to 48 [the model's]")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N [%(default)s]")
+    add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the encoder [%(default)s]")
     add("--memory", metavar="SIZE", help="limit of the field's evaluation, such as 500M or 4G [none]")
     group = parser.add_argument_group("mesh")
     add = group.add_argument
@@ -72,21 +77,27 @@ def add_parser(commands: Any) -> None:
     keep.add_argument("--largest", action="store_true", help="keep only the largest body and the cavities in it")
     keep.add_argument("--keep-all", action="store_true", help="keep crumbs too (below 1/10000 of the volume)")
     add("--normals", action="store_true", help="write vertex normals")
-    group = parser.add_argument_group("input")
-    add = group.add_argument
+    _add_input(parser.add_argument_group("input").add_argument)
+    add_scene_options(parser)
+    _add_reports(parser.add_argument_group("reports").add_argument)
+    parser.set_defaults(run=run)
+
+
+def _add_input(add: Callable[..., Any]) -> None:
     add("--points", type=int, metavar="N", help="give the network at most N points [as many as it was trained with]")
     add("--sample", type=int, metavar="N", help="the input is a mesh: draw N points from its surface")
+    add("--pose", type=Path, metavar="FILE", help="a picture's camera: 4 x 4 matrix, world to camera, text or NPY")
+    add("--background", default="black", metavar="COLOR", help="behind transparent parts of a picture [%(default)s]")
     add("--outliers", choices=("auto", "strong", "off"), default="auto", help="removal of stray points [%(default)s]")
     add("--seed", type=int, default=0, help="of every random choice [%(default)s]")
-    add_scene_options(parser)
-    group = parser.add_argument_group("reports")
-    add = group.add_argument
+
+
+def _add_reports(add: Callable[..., Any]) -> None:
     add("--render", type=Path, metavar="PNG", help="picture of the cloud and the mesh side by side")
     add("--report", type=Path, metavar="FILE", help="all numbers as .json, or as .html with the picture")
     add("--json", action="store_true", help="print all numbers as one JSON object on stdout")
     add("--up", choices=("x", "y", "z"), help="axis that points up in the picture [by the input's format]")
     add("--quiet", action="store_true", help="print nothing but errors")
-    parser.set_defaults(run=run)
 
 
 def _amount(text: str) -> int | float:
@@ -110,18 +121,12 @@ def run(args: argparse.Namespace) -> int:
         timings[name] = timings.get(name, 0.0) + time.perf_counter() - began
         return result
 
-    from occnets.io import read_points
-
-    cloud = timed("read", lambda: read_points(args.input, sample=args.sample, seed=args.seed))
-    options = timed(
-        "import", lambda: scene_options(args) if args.scene else _options(args)
-    )  # a wrong option is reported before weights are loaded
-    reconstructor = timed("load", lambda: _load(args))
+    work = timed("read", lambda: _read(args, talk))
+    chosen = scene_options if args.scene else _options
+    options = timed("import", lambda: chosen(args))  # a wrong option is reported before weights are loaded
     try:
-        if args.scene:
-            result = run_scene(reconstructor, cloud, options, args, talk)
-        else:
-            result = reconstructor.reconstruct(cloud, options, progress=talk.progress())
+        reconstructor = timed("load", lambda: _load(args, talk))
+        result = work(reconstructor, options, talk.progress())
     finally:
         talk.close()
     timings |= {name: seconds for name, seconds in result.timings.items() if name != "total"}
@@ -151,10 +156,36 @@ def _check_paths(args: argparse.Namespace) -> None:
         raise ValueError("two of the input, output, picture and report are the same file; give each its own name")
 
 
-def _load(args: argparse.Namespace) -> Reconstructor:
+def _read(args: argparse.Namespace, talk: Talk) -> Callable[[Reconstructor, Any, Any], Reconstruction]:
+    """Read the input; what comes back reconstructs it."""
+    from occnets.io import IMAGE_ENDINGS, is_voxel_file, read_image, read_points, read_pose, read_voxels
+
+    picture = args.input.suffix.lower() in IMAGE_ENDINGS
+    if args.pose is not None and not picture:
+        raise ValueError(f"--pose is the camera of a picture, but {args.input} is none")
+    if not picture and not is_voxel_file(args.input):
+        cloud = read_points(args.input, sample=args.sample, seed=args.seed)
+        if args.scene:
+            return lambda owner, options, progress: run_scene(owner, cloud, options, args, talk)
+        return lambda owner, options, progress: owner.reconstruct(cloud, options, progress=progress)
+    if args.scene:
+        raise ValueError(f"--scene is for clouds and meshes, but {args.input} is none")
+    if args.sample is not None or args.points is not None:
+        raise ValueError(f"--sample and --points are for clouds and meshes, but {args.input} is none")
+    if not picture:
+        voxels = read_voxels(args.input)
+        return lambda owner, options, progress: owner.reconstruct_voxels(voxels, options, progress=progress)
+    image = read_image(args.input, background=args.background)
+    pose = None if args.pose is None else read_pose(args.pose)
+    return lambda owner, options, progress: owner.reconstruct_image(image, options, pose=pose, progress=progress)
+
+
+def _load(args: argparse.Namespace, talk: Talk) -> Reconstructor:
     from occnets.reconstruct import Reconstructor
 
-    return Reconstructor.from_pretrained(args.model, args.config, args.device)
+    return Reconstructor.from_pretrained(
+        args.model, args.config, args.device, precision=args.precision, progress=talk.download()
+    )
 
 
 def _options(args: argparse.Namespace) -> Any:
@@ -187,7 +218,8 @@ def _picture(args: argparse.Namespace, result: Reconstruction) -> bytes:
     from occnets.render import render_png
 
     mesh = Geometry(np.asarray(result.mesh.vertices), faces=np.asarray(result.mesh.faces))
-    return render_png([Geometry(result.cloud), mesh], view=make_view(args.up, args.input))
+    shown = [Geometry(result.cloud), mesh] if len(result.cloud) else [mesh]
+    return render_png(shown, view=make_view(args.up, args.input))
 
 
 def _write_results(args: argparse.Namespace, result: Reconstruction, picture: bytes) -> None:

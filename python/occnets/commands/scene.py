@@ -21,6 +21,7 @@ _FOREIGN = (
     ("refine", 0, "it needs the whole field at once"),
     ("simplify", None, "it needs the whole mesh's quadrics; simplify the written mesh"),
     ("points", None, "all points are used"),
+    ("precision", "fp32", "windows have to agree to the last digits"),
 )
 
 

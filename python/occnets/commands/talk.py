@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+_UNITS = {"refine": " steps", "download": "B", "tiles": " tiles"}
+
 
 class Talk:
     """Everything said on stderr."""
@@ -29,12 +31,27 @@ class Talk:
         def update(stage: str, done: int, total: int) -> None:
             if self.bar is None or self.stage != stage:
                 self.close()
-                unit = {"refine": " steps", "tiles": " tiles"}.get(stage, " points")
+                unit = _UNITS.get(stage, " points")
                 self.bar, self.stage = tqdm(desc=stage, unit=unit, unit_scale=True, file=sys.stderr, leave=False), stage
             self.bar.total = total
             self.bar.update(done - self.bar.n)
 
         return update
+
+    def download(self) -> Callable[[int, int | None], None] | None:
+        """A progress callback of a download: a line when it begins, and a bar on a terminal."""
+        if self.quiet:
+            return None
+        update, begun = self.progress(), []
+
+        def report(done: int, total: int | None) -> None:
+            if not begun:
+                begun.append(True)
+                self.say("downloading" if total is None else f"downloading {total / 2**20:.1f} MiB")
+            if update is not None:
+                update("download", done, total)  # type: ignore[arg-type]  # tqdm takes None too
+
+        return report
 
     def close(self) -> None:
         if self.bar is not None:

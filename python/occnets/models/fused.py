@@ -21,11 +21,14 @@ from occkernels import (
     decode_with_gradient,
 )
 from occnets.models.decoders import LocalDecoder
+from occnets.models.dynamic_encoders import DynamicLocalDecoder, EncodedLocalDecoder, HybridLocalDecoder
 from occnets.models.maps import layout_of, stack_planes
 
 MAX_HIDDEN = 256
 """Widest decoder the fused kernels take."""
 
+_DYNAMIC = (DynamicLocalDecoder, HybridLocalDecoder)
+_FUSED = (LocalDecoder, EncodedLocalDecoder, *_DYNAMIC)  # exactly these: a derived class may compute something else
 W = TypeVar("W")
 _log = logging.getLogger("occnets")
 _Fingerprint = tuple[tuple[int, int], ...]
@@ -42,6 +45,8 @@ class FusedField:
         planes: (B, P, C, R, R) in channels-last memory, or None.
         grid: (B, C, R, R, R) in channels-last memory, or None.
         precision: "float32", or "bf16" or "tf32" to permit rounding; see ``occkernels.decode``.
+        bases: (B, L, 3, 3) frames of the layout's dynamic planes, or None.
+        basis_scale: (B, L) divisors of the projected coordinates, or None.
     """
 
     weights: DecoderWeights
@@ -49,26 +54,28 @@ class FusedField:
     planes: Tensor | None
     grid: Tensor | None
     precision: str = "float32"
-    brick_fill: ClassVar[float] = 0.75  # whole bricks are 15 % faster than queries, half-full ones slower
+    bases: Tensor | None = None
+    basis_scale: Tensor | None = None
+    brick_fill: ClassVar[float] = 0.5  # as a coarsest lattice has; bricks of finer levels are mostly empty, and slower
 
     @torch.no_grad()
     def __call__(self, query: Tensor) -> Tensor:
         """Logits (B, M) at queries (B, M, 3)."""
-        return decode(query, self.weights, self.layout, planes=self.planes, grid=self.grid, precision=self.precision)
+        return decode(query, self.weights, self.layout, **self._maps())
 
     @torch.no_grad()
     def with_gradient(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, M) and their gradient to the coordinates, (B, M, 3)."""
-        return decode_with_gradient(
-            query, self.weights, self.layout, planes=self.planes, grid=self.grid, precision=self.precision
-        )
+        return decode_with_gradient(query, self.weights, self.layout, **self._maps())
 
     def bricks(self, shape: Tensor, corner: Tensor, mask: Tensor, spacing: float, origin: float) -> Tensor:
         """Logits (K, 512) at the wanted nodes of regular bricks, NaN elsewhere; see ``occkernels.QueryBricks``."""
         bricks = QueryBricks(shape, corner, mask, spacing, origin)
-        return decode_bricks(
-            bricks, self.weights, self.layout, planes=self.planes, grid=self.grid, precision=self.precision
-        )
+        return decode_bricks(bricks, self.weights, self.layout, **self._maps())
+
+    def _maps(self) -> dict[str, Any]:
+        names = ("planes", "grid", "bases", "basis_scale", "precision")
+        return {name: getattr(self, name) for name in names}
 
 
 def fuse(decoder: nn.Module, features: Mapping[str, Tensor], *, precision: str = "float32") -> FusedField | None:
@@ -78,7 +85,8 @@ def fuse(decoder: nn.Module, features: Mapping[str, Tensor], *, precision: str =
     changes.
 
     Args:
-        decoder: a model's ``decoder``; :class:`occnets.models.decoders.LocalDecoder` is supported.
+        decoder: a model's ``decoder``; :class:`occnets.models.decoders.LocalDecoder` and, without positional encoding,
+            the decoders of :mod:`occnets.models.dynamic_encoders` are supported.
         features: maps as the encoder returns them.
         precision: see :class:`FusedField`.
     """
@@ -88,26 +96,36 @@ def fuse(decoder: nn.Module, features: Mapping[str, Tensor], *, precision: str =
         return None
     assert isinstance(decoder, LocalDecoder)
     with torch.no_grad():
-        planes, grid = stack_planes(features), features.get("grid")
+        bases, scale = None, None
+        if isinstance(decoder, DynamicLocalDecoder):
+            planes, grid = features["planes"], None
+            layout, bases, scale = decoder.projection(features)
+            bases, scale = bases.contiguous(), scale.contiguous()
+        else:
+            planes, grid = stack_planes(features), features.get("grid")
+            layout = layout_of(features, decoder.options.padding, decoder.options.registration)
         if planes is not None:
             planes = planes.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
         if grid is not None:
             grid = grid.contiguous(memory_format=torch.channels_last_3d)
-        layout = layout_of(features, decoder.options.padding, decoder.options.registration)
-        return FusedField(_weights(decoder), layout, planes, grid, precision)
+        return FusedField(_weights(decoder), layout, planes, grid, precision, bases, scale)
 
 
 def _refusal(decoder: nn.Module, features: Mapping[str, Tensor]) -> str | None:
     """Why the fused kernels cannot take this, or None."""
-    if type(decoder) is not LocalDecoder:
+    if type(decoder) not in _FUSED:
         return f"{type(decoder).__name__} has no fused form"
+    assert isinstance(decoder, LocalDecoder)
     options = decoder.options
+    if getattr(options, "pos_encoding", False):
+        return "positional encoding of the queries"
     if options.sample_mode != "bilinear":
         return f"sample_mode {options.sample_mode!r}"
     reason = layers_refusal(decoder, options.hidden_size, options.dim)
     if reason is not None:
         return reason
-    dtypes = {values.dtype for values in features.values()}
+    # c_mat is computed with in float32 whatever the maps are stored in, and "normals" do not matter here.
+    dtypes = {values.dtype for name, values in features.items() if name not in ("c_mat", "normals")}
     if len(dtypes) != 1 or torch.float64 in dtypes:
         return f"features of {', '.join(sorted(map(str, dtypes)))}"
     return None

@@ -113,6 +113,11 @@ def sample_prior(
     return torch.randn((count, z_dim), generator=generator, device=device, dtype=dtype)
 
 
+def latent_of_seed(seed: int, z_dim: int) -> Tensor:
+    """The latent code (z_dim,) that a number stands for: a draw from the prior, the same on every device."""
+    return torch.randn(z_dim, generator=torch.Generator().manual_seed(seed))
+
+
 def interpolate_latents(start: Tensor, end: Tensor, steps: int, mode: str = "spherical") -> Tensor:
     """Codes on the way from one to another, both ends included.
 

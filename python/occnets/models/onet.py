@@ -163,7 +163,7 @@ class OccupancyNetwork(nn.Module):
             ValueError: the model has an encoder, or no latent code.
         """
         self._need_unconditional("generate")
-        return self._from_latent(sample_prior(count, self.z_dim, generator=generator, like=self._like()))
+        return self.from_latent(sample_prior(count, self.z_dim, generator=generator, like=self._like()))
 
     def interpolate(self, start: Tensor, end: Tensor, steps: int, mode: str = "spherical") -> dict[str, Tensor]:
         """Features of the shapes between two latent codes (Z,); see :func:`occnets.models.latent.interpolate_latents`.
@@ -172,9 +172,17 @@ class OccupancyNetwork(nn.Module):
             ValueError: the model has an encoder, or no latent code; or the codes do not fit.
         """
         self._need_unconditional("interpolate")
-        return self._from_latent(interpolate_latents(start, end, steps, mode))
+        return self.from_latent(interpolate_latents(start, end, steps, mode))
 
-    def _from_latent(self, z: Tensor) -> dict[str, Tensor]:
+    def from_latent(self, z: Tensor) -> dict[str, Tensor]:
+        """Features of the shapes of latent codes (B, Z).
+
+        Raises:
+            ValueError: the model has an encoder, or no latent code; or the codes do not fit.
+        """
+        self._need_unconditional("from_latent")
+        if z.dim() != 2 or z.shape[1] != self.z_dim:
+            raise ValueError(f"OccupancyNetwork.from_latent: `z` must be (B, {self.z_dim}), got {tuple(z.shape)}")
         return {"c": z.new_zeros((len(z), 0)), "z": z}
 
     def _need_unconditional(self, what: str) -> None:

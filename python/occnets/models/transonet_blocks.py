@@ -64,8 +64,10 @@ class SineBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., size_in) to (..., size_out)."""
-        net = self.fc_1(self.actvn_2(self.fc_0(self.actvn_1(x))))
-        return (x if self.shortcut is None else self.shortcut(x)) + net
+        with torch.autocast(x.device.type, enabled=False):  # what enters a sine must be as exact as the sine
+            x = x.to(self.fc_0.weight.dtype)
+            net = self.fc_1(self.actvn_2(self.fc_0(self.actvn_1(x))))
+            return (x if self.shortcut is None else self.shortcut(x)) + net
 
 
 class SinePlanePredictor(nn.Module):
