@@ -80,6 +80,12 @@ def test_scanners_see_the_inside_only(flat: Scene) -> None:
     assert not flat.occupancy(flat.viewpoints(2, seed=2)).any()
 
 
+def test_a_scan_of_little_gives_what_there_is(flat: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("occnets.data.rooms.seen_from", lambda points, normals, eyes: np.arange(len(points)) % 100 == 0)
+    points, normals = flat.scan(500, per_room=1)
+    assert 50 < len(points) == len(normals) < 500
+
+
 def test_what_is_hidden_or_turned_away_is_not_seen() -> None:
     rng = np.random.default_rng(0)
     wall = np.stack([rng.uniform(-4, 4, 40_000), np.full(40_000, 3.0), rng.uniform(-4, 4, 40_000)], axis=1)

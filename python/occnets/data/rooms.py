@@ -178,13 +178,12 @@ class Scene:
         """
         rng = np.random.default_rng(seed)
         points, normals = self.surface(round(1.1 * count), seed)
-        seen = np.zeros(len(points), dtype=bool)
         eyes = self.viewpoints(per_room, seed)
-        for _ in range(3):
-            seen = seen_from(points, normals, eyes)
-            if seen.sum() >= count or not seen.any():
-                break
-            points, normals = self.surface(round(1.15 * count / max(seen.mean(), 0.05)), seed)
+        seen = seen_from(points, normals, eyes)
+        for _ in range(2):
+            if seen.any() and seen.sum() < count:
+                points, normals = self.surface(round(1.15 * count / max(seen.mean(), 0.05)), seed)
+                seen = seen_from(points, normals, eyes)
         chosen = np.flatnonzero(seen)[:count]
         cloud = points[chosen]
         return cloud + noise * rng.standard_normal(cloud.shape), normals[chosen]
