@@ -405,3 +405,53 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
 def test_unknown_options_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown option resolution"):
         reconstruct_scene(scene_model(), spheres(), resolution=3)
+
+
+# --- the bundled model ----------------------------------------------------------------------------------------------
+
+
+def rooms(rooms: int, count: int, seed: int) -> tuple[Any, np.ndarray]:
+    from occnets.data.rooms import PlanConfig, make_floor
+
+    scene = make_floor(seed, PlanConfig(rooms=rooms))
+    return scene, scene.scan(count, seed=seed, noise=0.005)[0]
+
+
+@pytest.mark.slow
+def test_the_bundled_model_reconstructs_rooms() -> None:
+    from scipy.spatial import cKDTree
+
+    scene, points = rooms(1, 8000, 5002)
+    reconstructor = Reconstructor.from_pretrained("convonet-crop")
+    whole = reconstruct_scene(reconstructor, points, fit=False, components="all", window=192)
+    tiled = reconstruct_scene(reconstructor, points, fit=False, components="all", window=32)
+    assert tiled.stats["field"]["tiles"] > 4 * whole.stats["field"]["tiles"]
+    assert np.array_equal(arrays(whole)[1], arrays(tiled)[1])
+    unit = whole.stats["settings"]["unit_size"]
+    np.testing.assert_allclose(arrays(whole)[0], arrays(tiled)[0], rtol=0, atol=1e-3 * unit)
+    closed = reconstruct_scene(reconstructor, points)
+    assert closed.stats["mesh"]["watertight"] and not closed.warnings
+    surface = cKDTree(np.asarray(closed.mesh.sample(100_000)))
+    assert np.median(surface.query(scene.scan(5000, seed=9)[0])[0]) < 0.6 * unit
+    sheet = reconstruct_scene(reconstructor, points, trim=2.0)
+    near, _ = cKDTree(scene.surface(200_000)[0]).query(np.asarray(sheet.mesh.vertices))
+    assert np.quantile(near, 0.9) < unit
+
+
+@pytest.mark.slow
+def test_a_floor_of_twenty_rooms_stays_within_its_memory(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    _, points = rooms(20, 1_050_000, 7)
+    assert len(points) >= 1_000_000
+    np.save(tmp_path / "rooms.npy", points)
+    code = (
+        "import resource, sys; from occnets import cli\n"
+        "assert cli.main(['reconstruct', sys.argv[1], '-o', sys.argv[2], '--scene', '--memory', '2G', '--quiet']) == 0\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "rooms.npy"), str(tmp_path / "rooms.ply")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 6.0
