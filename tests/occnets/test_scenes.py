@@ -448,7 +448,8 @@ def test_a_floor_of_twenty_rooms_stays_within_its_memory(tmp_path: Path) -> None
     np.save(tmp_path / "rooms.npy", points)
     code = (
         "import resource, sys; from occnets import cli\n"
-        "assert cli.main(['reconstruct', sys.argv[1], '-o', sys.argv[2], '--scene', '--memory', '2G', '--quiet']) == 0\n"
+        "words = ['reconstruct', sys.argv[1], '-o', sys.argv[2], '--scene', '--memory', '2G', '--quiet']\n"
+        "assert cli.main(words) == 0\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "rooms.npy"), str(tmp_path / "rooms.ply")]
