@@ -190,8 +190,8 @@ class WindowNetwork:
     def window_bytes(self) -> int:
         """Bytes that one cell of a window takes while its features are computed.
 
-        Measured on a CPU: 445 with 32 channels and a light network 16 wide; 1,510 with a network of the family 32 wide, to
-        which fixed norms add two copies of the widest layer.
+        Measured on a CPU: 445 with 32 channels and a light network 16 wide; 1,510 with a network of the family 32 wide,
+        to which fixed norms add two copies of the widest layer.
         """
         if isinstance(self.unet, UNet3DLight):
             return 4 * (self.channels + 6 * self.unet.stem.conv1.out_channels)
