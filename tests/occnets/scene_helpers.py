@@ -42,7 +42,7 @@ def scene_model(unet: dict[str, Any] | None = None, seed: int = 0, **encoder: An
     return Reconstructor(model, config, "cpu", "tiny")
 
 
-def spheres(count: int = 3, each: int = 300, seed: int = 0) -> NDArray[np.float64]:
+def spheres(count: int = 2, each: int = 300, seed: int = 0) -> NDArray[np.float64]:
     """Points of spheres of radius 1 in a row with gaps, far from the origin of coordinates."""
     rng = np.random.default_rng(seed)
     directions = rng.normal(size=(count, each, 3))

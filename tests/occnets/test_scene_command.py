@@ -29,7 +29,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the models that were loaded; all are the same tiny network."""
     found: list[str] = []
 
-    def load(name: str, config: Any = None, device: str = "auto") -> Reconstructor:
+    def load(name: str, *_: Any, **options: Any) -> Reconstructor:
         found.append(name)
         return scene_model()
 

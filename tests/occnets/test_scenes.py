@@ -195,7 +195,7 @@ def test_models_that_cannot_be_used_are_refused_with_the_reason(name: str, reaso
 def test_tiled_equals_untiled_and_has_no_seams(froth: Any, steps: int) -> None:
     reconstructor, points, threshold = froth
     options = {**RAW, "threshold": threshold, "steps": steps}
-    whole = reconstruct_scene(reconstructor, points, window=640, **options)
+    whole = reconstruct_scene(reconstructor, points, window=320, **options)
     tiled = reconstruct_scene(reconstructor, points, window=32, **options)
     small = reconstruct_scene(reconstructor, points, window=16, batch=3, **options)
     assert whole.stats["field"]["tiles"] == 1 and small.stats["field"]["tiles"] > tiled.stats["field"]["tiles"] > 4
@@ -214,7 +214,7 @@ def test_group_norms_are_held_and_windows_agree(monkeypatch: pytest.MonkeyPatch)
     threshold = balanced(reconstructor, points, UNIT)
     options = {**RAW, "threshold": threshold}
     before = {name: value.clone() for name, value in reconstructor.model.state_dict().items()}
-    whole = reconstruct_scene(reconstructor, points, window=640, **options)
+    whole = reconstruct_scene(reconstructor, points, window=320, **options)
     tiled = reconstruct_scene(reconstructor, points, window=32, **options)
     assert np.array_equal(arrays(whole)[1], arrays(tiled)[1])
     np.testing.assert_allclose(arrays(whole)[0], arrays(tiled)[0], rtol=0, atol=1e-4 * UNIT)
@@ -307,7 +307,7 @@ def test_cells_follow_the_spacing_and_are_told(froth: Any) -> None:
     assert spacing == pytest.approx(np.sqrt(4 * np.pi / 300), rel=0.2) and unit == pytest.approx(1.4 * spacing)
     assert len(said) == 1 and f"cells of {unit:.4g} (--unit-size)" in said[0] and "(--window)" in said[0]
     tiles = result.stats["field"]["tiles"]
-    assert stages[0] == "encode 900/900" and stages[-1] == f"tiles {tiles}/{tiles}"
+    assert stages[0] == "encode 600/600" and stages[-1] == f"tiles {tiles}/{tiles}"
     scaled = reconstruct_scene(reconstructor, points * 1000.0, threshold=threshold, components="all", fit=False)
     assert scaled.stats["settings"]["unit_size"] == pytest.approx(1000 * unit)
 
