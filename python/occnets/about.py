@@ -45,9 +45,10 @@ def print_models(*, as_json: bool) -> int:
     for row in rows:
         note = row["card"] if row["pretrained"] else _NOTES[row["weights"]]
         note = "weights of the original authors, downloaded" if row["downloaded"] else note
+        note = f"needs {row['missing'].split()[0]}: {row['missing'].rpartition(': ')[2]}" if row["missing"] else note
         count = "?" if row["parameters"] is None else f"{row['parameters']:,}"
         start = f"{row['name']:<{width}}  {row['family']:<{family}}  {row['input']:<18} {count:>12} parameters  "
-        print(f"{start}{row['weights']:<8}  {row['missing'] or note}".rstrip())
+        print(f"{start}{row['weights']:<8}  {note}".rstrip())
     return 0
 
 

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from occnets.commands import generate, models, reconstruct, render
+from occnets.commands import compress, generate, models, reconstruct, render
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -23,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     reconstruct.add_parser(commands)
     generate.add_parser(commands)
     render.add_parser(commands)
+    compress.add_parser(commands)
     models.add_parser(commands)
     info = commands.add_parser("info", help="versions, devices and native code of this installation")
     info.add_argument("--json", action="store_true", help="print a JSON object")

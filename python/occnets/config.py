@@ -33,7 +33,7 @@ _TOP = ("method", "inherit_from", "degrees")
 _MORE_KEYS: dict[str, str] = {
     "data": "unit_size query_vol_size with_transforms cells_per_spacing",
     "model": "encoder_latent encoder_latent_kwargs z_dim use_camera dmc_weight_prior local_coord pos_encoding "
-    "n_channels use_poincloud registration",
+    "n_channels use_poincloud registration quantization",
     "training": "similarity beta_vae",
     "test": "ensemble",
     "generation": "refine n_x n_z latent_number latent_H latent_W latent_ny latent_nx latent_repeat",

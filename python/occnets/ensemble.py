@@ -99,10 +99,10 @@ class EnsembleField:
         self._set(model, turns, [encode(model, turn.points(points)[None], precision) for turn in turns])
 
     @classmethod
-    def of_features(cls, model: Any, features: Any) -> EnsembleField:
-        """The field of features that do not come from a cloud, in one orientation."""
+    def of_features(cls, model: Any, *features: Any) -> EnsembleField:
+        """The field of features that are known already, one for each orientation in the order of `cube_symmetries`."""
         field = cls.__new__(cls)
-        field._set(model, [Turn.from_matrix(cube_symmetries()[0])], [features])
+        field._set(model, [Turn.from_matrix(matrix) for matrix in cube_symmetries()[: len(features)]], list(features))
         return field
 
     def _set(self, model: Any, turns: list[Turn], features: list[Any]) -> None:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from occnets import other_inputs
+from occnets.adapt import OnMesh, adapted_field, with_threshold
 from occnets.components import mesh_statistics
 from occnets.ensemble import EnsembleField, cube_symmetries
 from occnets.extraction import extract_surface
@@ -125,6 +126,7 @@ class Reconstructor:
         config: ReconstructionConfig | None = None,
         *,
         progress: Progress | None = None,
+        on_mesh: OnMesh | None = None,
         **options: Any,
     ) -> Reconstruction:
         """Reconstruct a closed mesh.
@@ -132,7 +134,10 @@ class Reconstructor:
         Args:
             points: (N, 3) in any units, or a `PointCloud`.
             config: options; keyword arguments override single fields of it.
-            progress: called with (stage, done, total) while the field is evaluated.
+            progress: called with (stage, done, total) while the field is evaluated; the stage may end with a remark in
+                brackets.
+            on_mesh: called with (steps done, threshold, mesh) while the network is optimised, every
+                ``optimize.snapshot_every`` steps and at the end, for each of ``optimize.thresholds``.
             **options: fields of `ReconstructionConfig`, e.g. ``resolution=256``.
 
         Returns:
@@ -151,18 +156,33 @@ class Reconstructor:
         raw = np.asarray(points.points if isinstance(points, PointCloud) else points, dtype=np.float64)
         with clock.stage("prepare"):
             clean = clean_cloud(raw, outliers=settings.outliers, seed=settings.seed)
+            if settings.frame == "unit":
+                clean = self._in_unit_frame(clean)
             limit = settings.max_points or trained_range(self.config, "pointcloud_n", DEFAULT_POINTS)[1]
             chosen = subsample(clean.points, int(limit), settings.seed)
             unit = torch.from_numpy(clean.frame.to_unit(chosen).astype(np.float32)).to(self.device)
         notes += [*clean.warnings, *self._range_warnings(len(clean.points), clean.noise)]
+        if self.reads == "partial_pointcloud" and settings.frame == "auto":
+            notes.append(
+                "the model completes parts of objects, but the cloud was scaled as if it were a whole one; give "
+                "coordinates in the whole object's unit cube, and --frame unit"
+            )
         ensemble = settings.ensemble or int((self.config.get("test") or {}).get("ensemble") or 1)
         settings = dataclasses.replace(settings, max_points=int(limit), ensemble=ensemble)
+        # All points, not only those the network saw: dense scans place the surface better than any network.
+        source = Source(clean.frame, _input_statistics(raw, clean, len(chosen)), chosen, clean.points, notes)
+        facts: dict[str, Any] = {}
         with torch.no_grad():  # not inference mode: refinement differentiates through the features
-            with clock.stage("encode"):
-                field = EnsembleField(self.model, unit, ensemble, precision=self.precision)
-            # All points, not only those the network saw: dense scans place the surface better than any network.
-            source = Source(clean.frame, _input_statistics(raw, clean, len(chosen)), chosen, clean.points, notes)
+            if settings.optimize is None:
+                with clock.stage("encode"):
+                    field = EnsembleField(self.model, unit, ensemble, precision=self.precision)
+            else:
+                settings = with_threshold(settings)
+                with clock.stage("optimize"):
+                    field, found = adapted_field(self, unit, source, settings, progress, on_mesh)
+                facts["optimization"] = found
             result = self._surface(field, source, settings, clock, progress)
+        result.stats.update(facts)
         result.timings["total"] = time.perf_counter() - start
         return result
 
@@ -242,6 +262,17 @@ class Reconstructor:
             ValueError: the model has an input or no latent code, the code does not fit, or an option is out of range.
         """
         return other_inputs.reconstruct_latent(self, code, settings_from(config, options), progress)
+
+    def _in_unit_frame(self, clean: CleanCloud) -> CleanCloud:
+        """A cloud whose coordinates are the network's own."""
+        reach = 0.5 * (1.0 + float((self.config.get("data") or {}).get("padding", _PADDING)))
+        farthest = float(np.abs(clean.points).max())
+        if farthest > reach:
+            raise ValueError(
+                f"reconstruct: with frame='unit' (--frame unit) coordinates lie between {-reach:g} and {reach:g}, the "
+                f"largest is {farthest:g}; leave the option out to have the cloud scaled"
+            )
+        return dataclasses.replace(clean, frame=Frame(np.zeros(3), 1.0), noise=clean.noise * clean.frame.scale)
 
     def _need(self, words: str, kinds: tuple[str, ...]) -> None:
         if self.reads not in kinds:

@@ -12,6 +12,7 @@ import numpy as np
 from occnets.components import COMPONENT_MODES
 from occnets.memory import parse_size
 from occnets.normalize import OUTLIER_MODES
+from occnets.refine.presets import OptimizeOptions, optimize_options
 from occnets.refine.simplify import target_faces
 
 SMALLEST_MEMORY = 64 * 2**20
@@ -37,11 +38,15 @@ class ReconstructionConfig:
         seed: of every random choice.
         ensemble: average over so many orientations of the input (1 to 48, cube rotations and reflections); costs
             that many times the network's time. None takes the model's ``test.ensemble``, or 1.
+        optimize: adapt the network to the points first, see `occnets.refine.optimize_field`: a number of steps, the
+            name of a preset (`occnets.refine.PRESETS`) or options; None or 0 for no. Costs many times the rest.
         refine: steps of moving the surface into the field, see `occnets.refine.refine_vertices`; 0 for none.
         fit: move the surface onto the points afterwards, see `occnets.fit`.
         simplify: reduce to so many faces, or, below 1, to that share of them, see `occnets.refine.simplify_mesh`;
             None keeps all.
         outliers: ``"auto"``, ``"strong"`` or ``"off"``, see `occnets.normalize.clean_cloud`.
+        frame: ``"auto"`` scales the cloud's bounding box to the unit cube; ``"unit"`` takes coordinates as they are,
+            for clouds that lie in [-0.5, 0.5]³ already, such as a part of an object to be completed.
         components: ``"clean"`` drops crumbs, ``"largest"`` keeps one body, ``"all"`` keeps everything.
         normals: compute vertex normals: from the field's gradient, or from the triangles once vertices have moved.
         memory: bytes (or a text such as ``"4G"``) that evaluating the field may take beside the network; None sets no
@@ -54,10 +59,12 @@ class ReconstructionConfig:
     max_points: int | None = None
     seed: int = 0
     ensemble: int | None = None
+    optimize: OptimizeOptions | str | int | None = None
     refine: int = 0
     fit: bool = True
     simplify: int | float | None = None
     outliers: str = "auto"
+    frame: str = "auto"
     components: str = "clean"
     normals: bool = False
     memory: int | str | None = None
@@ -76,11 +83,13 @@ class ReconstructionConfig:
             raise ValueError(
                 f"ReconstructionConfig: `threshold` is a probability between 0 and 1, got {self.threshold}"
             )
-        for name, choices in (("outliers", OUTLIER_MODES), ("components", COMPONENT_MODES)):
+        modes = (("outliers", OUTLIER_MODES), ("components", COMPONENT_MODES), ("frame", ("auto", "unit")))
+        for name, choices in modes:
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"ReconstructionConfig: `{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
                 )
+        object.__setattr__(self, "optimize", optimize_options(self.optimize))
         if self.simplify is not None:
             target_faces(self.simplify, 4)
         if self.memory is not None:

@@ -17,6 +17,17 @@ from occnets.models import build_model
 from occnets.models.registry import method_of
 from occnets.released import Release, find_release
 
+# Counted with timm 1.0, for installations without it.
+_TIMM_PARAMETERS = {
+    "onet-img-convnext-tiny": 30_123_617,
+    "onet-img-efficientnet-b0": 6_442_109,
+    "onet-img-efficientnet-b1": 8_947_745,
+    "onet-img-efficientnet-b5": 30_971_953,
+    "onet-img-efficientnet-b7": 66_549_201,
+    "onet-img-pyramid": 86_223_393,
+    "onet-img-pyramid-pose": 86_404_161,
+}
+
 
 @dataclass(frozen=True)
 class ModelInfo:
@@ -27,7 +38,7 @@ class ModelInfo:
         pretrained: comes with weights.
         family: method of its configuration: ``onet``, ``conv_onet``, ``dynamic_planes_conv_onet`` or ``transonet``.
         release: the original authors' weights for it, or ``None``.
-        parameters: number of parameters; ``None`` if a library it is made of is not installed.
+        parameters: number of parameters; ``None`` if a library it is made of is not installed and nobody counted them.
         input_type: what it reads: ``pointcloud``, ``voxels``, ``img``, ...; ``none`` for unconditional models.
         config: its full configuration.
         missing: what to install before it can be made; empty if nothing is missing.
@@ -94,7 +105,7 @@ def model_info(name: str) -> ModelInfo:
             model = build_model(config)
         count = sum(parameter.numel() for parameter in model.parameters())
     except ImportError as error:
-        missing = str(error)
+        count, missing = _TIMM_PARAMETERS.get(name), str(error)
     reads = str(config["data"]["input_type"] or "none")
     release = None if pretrained else find_release(name)
     return ModelInfo(name, pretrained, count, reads, config, missing, method_of(config), release)

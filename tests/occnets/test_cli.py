@@ -158,6 +158,17 @@ def test_progress_shows_each_stage(
     assert "evaluate: " in said and "refine: " in said
 
 
+def test_optimization_writes_intermediate_meshes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    cloud = tmp_path / "cloud.npy"
+    np.save(cloud, sphere_points(300))
+    words = ("reconstruct", cloud, "-o", tmp_path / "m.ply", "--resolution", 32, "--ensemble", 1, "--json")
+    assert run(*words, "--optimize", 3, "--save-every", 2, "--learning-rate", "1e-3") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["settings"]["optimize"]["steps"] == 3 and record["settings"]["optimize"]["learning_rate"] == 1e-3
+    assert record["statistics"]["optimization"]["steps"] == 3
+    assert files(tmp_path) == {"cloud.npy", "m.ply", "m_step2_th0.5.ply", "m_step3_th0.5.ply"}
+
+
 def test_precision_warnings(tmp_path: Path, model: list[Any], capsys: pytest.CaptureFixture) -> None:
     write_mesh(tmp_path / "utm.ply", PointCloud(sphere_points(radius=4.0, center=(548752.0, 4176973.0, 190.0))))
     for ending, text in ((".stl", "warning: STL stores 32-bit"), (".glb", "warning: GLB stores 32-bit"), (".ply", "")):
@@ -245,6 +256,9 @@ def test_bad_inputs_give_one_line_and_no_file(
         (["-o", "{}/m.ply", "--threshold", "1.5"], "`threshold` is a probability"),
         (["-o", "{}/m.ply", "--simplify", "1"], "`simplify` must be a share between 0 and 1 or a number of faces"),
         (["-o", "{}/m.ply", "--refine", "-3"], "`refine` must be a whole number from 0"),
+        (["-o", "{}/m.ply", "--optimize", "many"], "--optimize: expected a number of steps, got 'many'"),
+        (["-o", "{}/m.ply", "--learning-rate", "1"], "--learning-rate belongs to --optimize"),
+        (["-o", "{}/m.ply", "--optimize", "--optimize-preset", "convonet-grid"], "has no section test_optim"),
         (["-o", "{}/m.ply", "--memory", "much"], "such as 500M or 4G; got 'much'"),
         (["-o", "{}/m.ply", "--memory", "1M"], "`memory` must be at least 64M"),
     ],

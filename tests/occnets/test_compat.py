@@ -162,8 +162,8 @@ def write_repository(root: Path, system: str) -> Path:
 
 
 def original_content(model: nn.Module, state: dict[str, torch.Tensor] | None = None) -> dict[str, Any]:
-    """What the originals save: weights, an optimiser with its moments, counters, a numpy number."""
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """What the originals save: weights, an optimiser with (here few) moments, counters, a numpy number."""
+    wanted = list(model.decoder.fc_out.parameters())
     optimizer = torch.optim.Adam(wanted, lr=1e-4)
     for parameter in wanted:
         parameter.grad = torch.zeros_like(parameter)

@@ -14,6 +14,7 @@ import occnets
 from convonet_cases import small_config
 from occnets.models import build_model
 from occnets.models.blocks import ResnetBlockFC, cell_position, positional_encoding
+from occnets.models.conv3d import Conv3d
 from occnets.models.crop import crop_index, crop_inputs, crop_query, local_coordinates, normalize_in_volume, round_up
 from occnets.models.decoders import LocalDecoder, LocalPointDecoder
 from occnets.models.encoders import LocalPoolPointnet, LocalVoxelEncoder
@@ -398,3 +399,16 @@ def test_voxel_files_that_call_themselves_onet_are_recognised() -> None:
     config = occnets.model_info("convonet-voxel-3plane").config | {"method": "onet"}
     with torch.device("meta"):
         assert type(build_model(config)).__name__ == "ConvolutionalOccupancyNetwork"
+
+
+@pytest.mark.parametrize(("channels", "side", "bias"), [(16, 32, True), (8, 4, False)])
+def test_gradients_of_a_single_sample_are_those_of_torch(channels: int, side: int, bias: bool) -> None:
+    conv = Conv3d(channels, 8, 3, padding=1, bias=bias)
+    layout = torch.channels_last_3d
+    x = torch.randn(1, channels, side, side, side).contiguous(memory_format=layout).requires_grad_()
+    weights = torch.randn(1, 8, side, side, side)
+    values = [x, *conv.parameters()]
+    found = torch.autograd.grad((conv(x) * weights).sum(), values)
+    expected = torch.nn.functional.conv3d(x, conv.weight, conv.bias, padding=1)
+    for one, other in zip(found, torch.autograd.grad((expected * weights).sum(), values), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))

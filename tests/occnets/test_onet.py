@@ -434,10 +434,10 @@ def test_models_of_a_missing_library_are_listed_with_what_to_install(
     with pytest.raises(ImportError, match=r"timm is needed for the backbone convnext_tiny.*occkernels\[backbones\]"):
         occnets.create_model("onet-img-convnext-tiny")
     info = occnets.model_info("onet-img-convnext-tiny")
-    assert info.parameters is None and "occkernels[backbones]" in info.missing
+    assert info.parameters == 30_123_617 and "occkernels[backbones]" in info.missing
     monkeypatch.setattr("occnets.zoo.list_models", lambda: ["onet-img-convnext-tiny", "onet-voxel"])
     assert print_models(as_json=False) == 0
     first, second = capsys.readouterr().out.splitlines()
-    assert "? parameters" in first and "occkernels[backbones]" in first and "7,857,473 parameters" in second
+    assert "30,123,617 parameters" in first and "occkernels[backbones]" in first and "7,857,473 parameters" in second
     assert print_models(as_json=True) == 0
-    assert json.loads(capsys.readouterr().out)[0]["parameters"] is None
+    assert "occkernels[backbones]" in json.loads(capsys.readouterr().out)[0]["missing"]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import occnets
+from occnets import zoo
 from occnets.models.image_encoders import TIMM_BACKBONES, ImageEncoder, ImagePyramidEncoder, make_backbone
 from occnets.models.resnet import RESNETS, ResNet
 
@@ -73,6 +74,13 @@ def test_models_have_the_published_sizes(name: str) -> None:
         library("timm")
     count = occnets.model_info(name).parameters
     assert count is not None and count / 1e6 == pytest.approx(PUBLISHED[name], rel=0.01)
+
+
+@pytest.mark.parametrize("name", zoo._TIMM_PARAMETERS)
+def test_sizes_told_without_timm_are_those_with_it(name: str) -> None:
+    library("timm")
+    assert occnets.model_info(name).missing == ""
+    assert occnets.model_info(name).parameters == zoo._TIMM_PARAMETERS[name]
 
 
 @pytest.mark.parametrize("name", TIMM_BACKBONES)

@@ -88,6 +88,21 @@ def test_network_sees_float32_in_the_unit_cube() -> None:
     np.testing.assert_allclose(cloud.norm(dim=1), 0.5, atol=1e-6)
 
 
+def test_clouds_in_the_unit_cube_stay_there() -> None:
+    model, config = SphereModel(), {**CONFIG, "data": {**CONFIG["data"], "input_type": "partial_pointcloud"}}
+    points = sphere_points(radius=0.2, center=(0.1, 0.2, -0.3))
+    reconstructor = Reconstructor(model, config, "cpu", "m")
+    half = points[points[:, 0] > 0.1]
+    made = reconstructor.reconstruct(half, resolution=32, frame="unit", fit=False, outliers="off")
+    np.testing.assert_allclose(model.clouds[-1].numpy(), half, atol=1e-6)
+    assert made.mesh.volume == pytest.approx(4 / 3 * math.pi * 0.2**3, rel=0.02)  # the whole sphere
+    np.testing.assert_allclose(made.mesh.centroid, [0.1, 0.2, -0.3], atol=1e-3)
+    assert not [note for note in made.warnings if "completes parts" in note]
+    assert [note for note in reconstructor.reconstruct(half, resolution=16).warnings if "completes parts" in note]
+    with pytest.raises(ValueError, match=r"frame='unit'.*between -0.55 and 0.55, the largest is 1"):
+        reconstructor.reconstruct(sphere_points(), frame="unit")
+
+
 def test_same_seed_same_mesh() -> None:
     points = sphere_points(5000) + np.random.default_rng(1).normal(scale=0.01, size=(5000, 3))
     reconstructor = Reconstructor(SphereModel(), CONFIG, "cpu")

@@ -53,7 +53,7 @@ def add_parser(commands: Any) -> None:
     add("--threshold", type=float, metavar="P", help="occupancy probability of the surface [the model's]")
     add("--ensemble", type=int, metavar="K", help="average over K orientations of the input, 1 to 48 [the model's]")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N [%(default)s]")
-    add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the encoder [%(default)s]")
+    add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the encoder, for GPUs [%(default)s]")
     add("--memory", metavar="SIZE", help="limit of the field's evaluation, such as 500M or 4G [none]")
     group = parser.add_argument_group("mesh")
     add = group.add_argument
@@ -77,6 +77,7 @@ def add_parser(commands: Any) -> None:
     keep.add_argument("--largest", action="store_true", help="keep only the largest body and the cavities in it")
     keep.add_argument("--keep-all", action="store_true", help="keep crumbs too (below 1/10000 of the volume)")
     add("--normals", action="store_true", help="write vertex normals")
+    _add_optimization(parser)
     _add_input(parser.add_argument_group("input").add_argument)
     add_scene_options(parser)
     _add_reports(parser.add_argument_group("reports").add_argument)
@@ -89,6 +90,7 @@ def _add_input(add: Callable[..., Any]) -> None:
     add("--pose", type=Path, metavar="FILE", help="a picture's camera: 4 x 4 matrix, world to camera, text or NPY")
     add("--background", default="black", metavar="COLOR", help="behind transparent parts of a picture [%(default)s]")
     add("--outliers", choices=("auto", "strong", "off"), default="auto", help="removal of stray points [%(default)s]")
+    add("--frame", choices=("auto", "unit"), default="auto", help="unit: the cloud lies in the unit cube already")
     add("--seed", type=int, default=0, help="of every random choice [%(default)s]")
 
 
@@ -98,6 +100,29 @@ def _add_reports(add: Callable[..., Any]) -> None:
     add("--json", action="store_true", help="print all numbers as one JSON object on stdout")
     add("--up", choices=("x", "y", "z"), help="axis that points up in the picture [by the input's format]")
     add("--quiet", action="store_true", help="print nothing but errors")
+
+
+def _add_optimization(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("test-time optimisation").add_argument
+    add(
+        "--optimize",
+        nargs="?",
+        const="preset",
+        metavar="STEPS",
+        help="adapt a copy of the network to the points first; by so many steps, or as many as the preset has [no]",
+    )
+    add(
+        "--optimize-preset",
+        metavar="NAME",
+        help="default, or the original's object or scene, or a configuration with a section test_optim",
+    )
+    add("--learning-rate", type=float, metavar="RATE", help="of --optimize [the preset's]")
+    add(
+        "--save-every",
+        type=int,
+        metavar="K",
+        help="with --optimize: write a mesh every K steps, and at the end one for each threshold of the preset",
+    )
 
 
 def _amount(text: str) -> int | float:
@@ -167,9 +192,12 @@ def _read(args: argparse.Namespace, talk: Talk) -> Callable[[Reconstructor, Any,
         cloud = read_points(args.input, sample=args.sample, seed=args.seed)
         if args.scene:
             return lambda owner, options, progress: run_scene(owner, cloud, options, args, talk)
-        return lambda owner, options, progress: owner.reconstruct(cloud, options, progress=progress)
+        keep = _keeper(args) if args.save_every else None
+        return lambda owner, options, progress: owner.reconstruct(cloud, options, progress=progress, on_mesh=keep)
     if args.scene:
         raise ValueError(f"--scene is for clouds and meshes, but {args.input} is none")
+    if args.optimize is not None:
+        raise ValueError(f"--optimize adapts the network to measured points, but {args.input} holds none")
     if args.sample is not None or args.points is not None:
         raise ValueError(f"--sample and --points are for clouds and meshes, but {args.input} is none")
     if not picture:
@@ -188,6 +216,54 @@ def _load(args: argparse.Namespace, talk: Talk) -> Reconstructor:
     )
 
 
+def _optimization(args: argparse.Namespace) -> Any:
+    """The options of the optimisation, or None."""
+    import dataclasses
+
+    from occnets.refine import PRESETS, options_from_config
+
+    if args.optimize is None:
+        for name in ("optimize_preset", "learning_rate", "save_every"):
+            if getattr(args, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')} belongs to --optimize, which is missing")
+        return None
+    name = args.optimize_preset or "default"
+    if name in PRESETS:
+        options = PRESETS[name]
+    else:
+        from occnets.config import load_config
+
+        found = options_from_config(load_config(name))
+        if found is None:
+            raise ValueError(
+                f"--optimize-preset {name}: the configuration has no section test_optim; presets: {', '.join(PRESETS)}"
+            )
+        options = found
+    if args.optimize != "preset":
+        if not args.optimize.isdecimal() or not int(args.optimize):
+            raise ValueError(f"--optimize: expected a number of steps, got {args.optimize!r}")
+        options = dataclasses.replace(options, steps=int(args.optimize))
+    if args.learning_rate is not None:
+        options = dataclasses.replace(options, learning_rate=args.learning_rate)
+    if args.save_every is not None:
+        if args.save_every < 1:
+            raise ValueError(f"--save-every: expected at least 1, got {args.save_every}")
+        options = dataclasses.replace(options, snapshot_every=args.save_every)
+    return options
+
+
+def _keeper(args: argparse.Namespace) -> Callable[[int, float, Any], None]:
+    """Writes intermediate meshes beside the output."""
+
+    def keep(step: int, threshold: float, mesh: Any) -> None:
+        from occnets.io import write_mesh
+
+        name = f"{args.output.stem}_step{step}_th{threshold:g}{args.output.suffix}"
+        write_mesh(args.output.with_name(name), mesh, normals=args.normals)
+
+    return keep
+
+
 def _options(args: argparse.Namespace) -> Any:
     from occnets.reconstruct import ReconstructionConfig
 
@@ -197,10 +273,12 @@ def _options(args: argparse.Namespace) -> Any:
         max_points=args.points,
         seed=args.seed,
         ensemble=args.ensemble,
+        optimize=_optimization(args),
         refine=args.refine,
         fit=not args.no_fit,
         simplify=args.simplify,
         outliers=args.outliers,
+        frame=args.frame,
         components="largest" if args.largest else "all" if args.keep_all else "clean",
         normals=args.normals,
         memory=args.memory,

@@ -19,6 +19,7 @@ _FOREIGN = (
     ("resolution", 128, "--steps sets the fineness"),
     ("ensemble", None, "it needs the whole cloud at once"),
     ("refine", 0, "it needs the whole field at once"),
+    ("optimize", None, "it adapts the network to the whole cloud at once; see occnets.refine.optimize_scene"),
     ("simplify", None, "it needs the whole mesh's quadrics; simplify the written mesh"),
     ("points", None, "all points are used"),
     ("precision", "fp32", "windows have to agree to the last digits"),

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-_UNITS = {"refine": " steps", "download": "B", "tiles": " tiles"}
+_UNITS = {"refine": " steps", "optimize": " steps", "tiles": " tiles", "download": "B"}
 
 
 class Talk:
@@ -29,10 +29,12 @@ class Talk:
         from tqdm import tqdm
 
         def update(stage: str, done: int, total: int) -> None:
-            if self.bar is None or self.stage != stage:
+            name = stage.split(" (")[0]  # a remark in brackets may follow
+            if self.bar is None or self.stage != name:
                 self.close()
-                unit = _UNITS.get(stage, " points")
-                self.bar, self.stage = tqdm(desc=stage, unit=unit, unit_scale=True, file=sys.stderr, leave=False), stage
+                unit = _UNITS.get(name, " points")
+                self.bar, self.stage = tqdm(desc=stage, unit=unit, unit_scale=True, file=sys.stderr, leave=False), name
+            self.bar.set_description_str(stage, refresh=False)
             self.bar.total = total
             self.bar.update(done - self.bar.n)
 

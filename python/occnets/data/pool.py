@@ -6,7 +6,7 @@ holds the shapes of seeds ``seed + i * chunk`` onwards, so an interrupted run re
 
 Arrays of a chunk of n shapes: ``points`` (n, S, 3) and ``queries`` (n, Q, 3) int16 in units of ``UNIT``, ``normals``
 (n, S, 3) int8 in units of 1/127, ``occupancy`` (n, ceil(Q / 8)) uint8 (numpy.packbits, exact at the rounded queries),
-``seeds`` (n,) int64 and ``families`` (n,) fixed-width strings.
+``seeds`` (n,) int64 and ``families`` (n,) fixed-width strings; with ``--voxels V`` also ``voxels`` (n, V^3 / 8) uint8.
 """
 
 from __future__ import annotations
@@ -31,15 +31,17 @@ from occnets.data.procedural import ShapeConfig, ShapeSample, query_points, rand
 
 UNIT = 1.0 / 32767 * 0.75
 _ARRAYS = ("points", "normals", "queries", "occupancy", "seeds", "families")
+_OPTIONAL = ("voxels",)
 
 
 @dataclass(frozen=True)
 class PoolConfig:
-    """Sizes of a pool: surface points and queries per shape, shapes per chunk file."""
+    """Sizes of a pool: surface points, queries, voxels along a side (0 for none) per shape; shapes per chunk file."""
 
     surface: int = 6000
     queries: int = 8192
     chunk: int = 500
+    voxels: int = 0
 
 
 def quantise(points: Tensor) -> NDArray[np.int16]:
@@ -53,7 +55,7 @@ def generate(seed: int, sizes: PoolConfig, config: ShapeConfig | None = None) ->
     points, normals = solid.surface(sizes.surface, seed)
     queries = quantise(query_points(points, sizes.queries, seed))
     occupied = solid.occupancy(torch.from_numpy(queries.astype(np.float32)) * UNIT)
-    return {
+    arrays = {
         "points": quantise(points),
         "normals": torch.round(normals * 127).to(torch.int8).numpy(),
         "queries": queries,
@@ -61,16 +63,25 @@ def generate(seed: int, sizes: PoolConfig, config: ShapeConfig | None = None) ->
         "seeds": np.int64(seed),
         "families": solid.family,
     }
+    if sizes.voxels:
+        arrays["voxels"] = np.packbits(solid.occupancy(voxel_centers(sizes.voxels)).numpy())
+    return arrays
 
 
-def write_chunk(path: Path, seeds: range, sizes: PoolConfig) -> int:
+def voxel_centers(side: int) -> Tensor:
+    """Centres (side^3, 3) of the cells of the unit cube, the last coordinate fastest."""
+    axis = (torch.arange(side) + 0.5) / side - 0.5
+    return torch.cartesian_prod(axis, axis, axis)
+
+
+def write_chunk(path: Path, seeds: range, sizes: PoolConfig, config: ShapeConfig | None = None) -> int:
     """Generate the shapes of ``seeds`` and write them to ``path`` in one step (temporary name, then rename)."""
-    return save_rows(path, [generate(seed, sizes) for seed in seeds])
+    return save_rows(path, [generate(seed, sizes, config) for seed in seeds])
 
 
 def save_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> int:
     """Write the shapes ``rows``, as :func:`generate` returns them, to the chunk file ``path``; returns their number."""
-    arrays: dict[str, Any] = {name: np.stack([np.asarray(row[name]) for row in rows]) for name in _ARRAYS}
+    arrays: dict[str, Any] = {name: np.stack([np.asarray(row[name]) for row in rows]) for name in rows[0]}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as stream:
@@ -82,7 +93,13 @@ def save_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> int:
 
 
 def write_pool(
-    folder: str | Path, count: int, seed: int = 0, *, workers: int = 1, sizes: PoolConfig | None = None
+    folder: str | Path,
+    count: int,
+    seed: int = 0,
+    *,
+    workers: int = 1,
+    sizes: PoolConfig | None = None,
+    config: ShapeConfig | None = None,
 ) -> Iterator[int]:
     """Write the missing chunks of a pool; yields the number of finished shapes as it grows.
 
@@ -91,6 +108,8 @@ def write_pool(
         count: number of shapes; the last chunk may be shorter.
         seed: seed of the first shape.
         workers: processes; 1 works in this one.
+        sizes: of every shape.
+        config: mixture of the shapes.
 
     Raises:
         ValueError: ``count`` or ``workers`` is not positive.
@@ -107,13 +126,13 @@ def write_pool(
     missing = {path: range(seed + start, seed + stop) for path, (start, stop) in jobs.items() if not path.exists()}
     if workers == 1:
         for path, seeds in missing.items():
-            done += write_chunk(path, seeds, sizes)
+            done += write_chunk(path, seeds, sizes, config)
             yield done
         return
     # spawn: a forked child would inherit the parent's thread pools in an undefined state.
     spawn = get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, initializer=torch.set_num_threads, initargs=(1,)) as executor:
-        waiting = {executor.submit(write_chunk, path, seeds, sizes) for path, seeds in missing.items()}
+        waiting = {executor.submit(write_chunk, path, seeds, sizes, config) for path, seeds in missing.items()}
         try:
             while waiting:
                 finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -150,7 +169,8 @@ class ShapePool:
         for path in sorted(self.folder.glob("chunk-*.npz")):
             if path.name not in self._chunks and (self.limit is None or len(self) < self.limit):
                 with np.load(path, allow_pickle=False) as archive:
-                    self._chunks[path.name] = {name: archive[name] for name in _ARRAYS}
+                    names = [*_ARRAYS, *(name for name in _OPTIONAL if name in archive)]
+                    self._chunks[path.name] = {name: archive[name] for name in names}
                 sizes = [len(chunk["seeds"]) for chunk in self._chunks.values()]
                 self._starts = np.concatenate([[0], np.cumsum(sizes)])
         return len(self)
@@ -179,11 +199,16 @@ class ShapePool:
         """All arrays of shape ``index`` in float32."""
         chunk, row = self._row(index)
         queries = torch.from_numpy(chunk["queries"][row].astype(np.float32)) * UNIT
+        voxels = None
+        if "voxels" in chunk:
+            bits = np.unpackbits(chunk["voxels"][row]).astype(bool)
+            voxels = torch.from_numpy(bits).view(3 * (round(len(bits) ** (1 / 3)),))
         return ShapeSample(
             torch.from_numpy(chunk["points"][row].astype(np.float32)) * UNIT,
             torch.from_numpy(chunk["normals"][row].astype(np.float32)) / 127,
             queries,
             torch.from_numpy(np.unpackbits(chunk["occupancy"][row], count=queries.shape[0]).astype(bool)),
+            voxels,
         )
 
     def draw(self, batch: int, surface: int, queries: int, generator: np.random.Generator) -> ShapeSample:
@@ -223,11 +248,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--surface", type=int, default=PoolConfig.surface)
     parser.add_argument("--queries", type=int, default=PoolConfig.queries)
+    parser.add_argument("--voxels", type=int, default=0, help="voxels along a side, a multiple of 2; 0 for none")
     parser.add_argument("--chunk", type=int, default=PoolConfig.chunk, help="shapes per file")
     options = parser.parse_args(arguments)
     # Shapes are small: one process a core is faster than threads within a shape.
     torch.set_num_threads(1)
-    sizes = PoolConfig(options.surface, options.queries, options.chunk)
+    sizes = PoolConfig(options.surface, options.queries, options.chunk, options.voxels)
     start, first = time.monotonic(), None
     for done in write_pool(options.folder, options.count, options.seed, workers=options.workers, sizes=sizes):
         first = done if first is None else first

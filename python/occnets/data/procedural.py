@@ -86,12 +86,14 @@ class ShapeSample:
         normals: (S, 3) float32 outward unit normals.
         queries: (Q, 3) float32 query points.
         occupancy: (Q,) bool, exact.
+        voxels: (V, V, V) bool, occupancy at the centres of the cells of the unit cube; None where there are none.
     """
 
     points: Tensor
     normals: Tensor
     queries: Tensor
     occupancy: Tensor
+    voxels: Tensor | None = None
 
 
 def _tree(draw: Draw, config: ShapeConfig) -> tuple[Node, str]:

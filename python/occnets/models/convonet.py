@@ -79,6 +79,31 @@ class ConvolutionalOccupancyNetwork(nn.Module):
         """Encode the inputs and decode the queries."""
         return self.decode(query, self.encode(inputs))
 
+    def auxiliary_losses(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weighted terms that training adds to the cross-entropy, which the family sums over a shape's queries.
+
+        Args:
+            features: output of ``encode``.
+
+        Returns:
+            Scalars by name; ConvONet has none.
+        """
+        return {}
+
+    def training_outputs(self, query: Any, inputs: Any, occupancy: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What a training step needs of the model.
+
+        Args:
+            query: (B, M, 3).
+            inputs: see :meth:`encode`.
+            occupancy: (B, M); only models with a latent code look at it.
+
+        Returns:
+            Logits (B, M), and the terms of :meth:`auxiliary_losses`.
+        """
+        features = self.encode(inputs)
+        return self.decode(query, features), self.auxiliary_losses(features)
+
 
 def build(config: Mapping[str, Any], *, whole_scene: bool = False) -> ConvolutionalOccupancyNetwork:
     """Build a network from the ``model`` and ``data`` sections of a family configuration.

@@ -49,7 +49,7 @@ class DynamicPlaneNetwork(ConvolutionalOccupancyNetwork):
     """
 
     def auxiliary_losses(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weighted terms that training adds to the cross-entropy (summed over queries, as the family does).
+        """Weighted terms that training adds to the cross-entropy, which the family sums over a shape's queries.
 
         Args:
             features: output of ``encode``.

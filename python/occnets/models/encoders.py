@@ -115,9 +115,13 @@ class LocalPoolPointnet(nn.Module):
         self.unet = build_unet(o.unet, o.c_dim, o.unet_kwargs)
         self.unet3d = build_unet3d(o.unet3d, o.c_dim, o.unet3d_kwargs)
 
-    def forward(self, points: Tensor, lengths: Tensor | None = None) -> FeatureMaps:
-        """Map points (B, N, 3) to feature maps; of sample b only the first ``lengths[b]`` points count."""
-        bins = bin_points(points, self.layout, lengths=lengths)
+    def forward(self, points: Tensor, lengths: Tensor | None = None, bins: Bins | None = None) -> FeatureMaps:
+        """Map points (B, N, 3) to feature maps; of sample b only the first ``lengths[b]`` points count.
+
+        ``bins`` are the points' cells, where they are known already (``lengths`` then has no effect).
+        """
+        if bins is None:
+            bins = bin_points(points, self.layout, lengths=lengths)
         return scatter_maps(self.point_features(points, bins), bins, self.unet, self.unet3d)
 
     def point_features(self, points: Tensor, bins: Bins) -> Tensor:

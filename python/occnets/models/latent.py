@@ -38,6 +38,8 @@ class LatentEncoder(nn.Module):
         options: see :class:`LatentOptions`; or give its fields as keywords.
     """
 
+    random_in_training = True
+
     def __init__(self, options: LatentOptions | None = None, **fields: Any) -> None:
         super().__init__()
         o = make_options(LatentOptions, fields, "LatentEncoder") if options is None else options

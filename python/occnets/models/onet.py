@@ -150,11 +150,29 @@ class OccupancyNetwork(nn.Module):
             Cross-entropy, summed over the queries, and the divergence of the latent code's posterior from the prior;
             both are means over the batch, in nats.
         """
+        logits, terms = self.training_outputs(query, inputs, occupancy, generator=generator)
+        entropy = functional.binary_cross_entropy_with_logits(logits, occupancy, reduction="none")
+        return entropy.sum(dim=1).mean(), terms.get("kl", logits.new_zeros(()))
+
+    def training_outputs(
+        self, query: Tensor, inputs: Any, occupancy: Tensor, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What a training step needs of the model: logits of a latent code drawn from its posterior.
+
+        Args:
+            query: (B, M, 3).
+            inputs: see :meth:`encode`; unconditional models look at nothing but its length, or at none.
+            occupancy: (B, M), 0 or 1.
+            generator: of random numbers for the latent code.
+
+        Returns:
+            Logits (B, M), and with a latent code ``kl``, the mean over the batch of the divergence of its posterior
+            from the prior, in nats, which is added to the cross-entropy summed over a shape's queries.
+        """
         c = self.encode(query if inputs is None else inputs)["c"]
         mean, logstd = self.infer_latent(query, occupancy, c)
         logits = self.decode(query, {"c": c, "z": sample_normal(mean, logstd, generator)})
-        entropy = functional.binary_cross_entropy_with_logits(logits, occupancy, reduction="none")
-        return entropy.sum(dim=1).mean(), kl_to_prior(mean, logstd).mean()
+        return logits, {"kl": kl_to_prior(mean, logstd).mean()} if self.z_dim else {}
 
     def generate(self, count: int, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Features of ``count`` shapes drawn from the prior of an unconditional model.

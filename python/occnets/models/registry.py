@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from occnets.models.int8 import quantise_encoder
 from occnets.models.options import nearest_hint
 
 METHODS: dict[str, str] = {
@@ -58,7 +59,8 @@ def build_model(config: Mapping[str, Any], **options: Any) -> nn.Module:
     """Build the network a configuration describes, freshly initialised.
 
     Args:
-        config: with the keys ``method``, ``model`` and ``data`` of the family's files.
+        config: with the keys ``method``, ``model`` and ``data`` of the family's files. ``model.quantization: int8``, an
+            extension, keeps the encoder's weights in eight bits.
         options: passed to the method's ``build``; ``whole_scene=True`` for crop models.
 
     Returns:
@@ -67,5 +69,11 @@ def build_model(config: Mapping[str, Any], **options: Any) -> nn.Module:
     Raises:
         ValueError: unknown method, module name or option, naming the nearest known one.
     """
+    quantization = (config.get("model") or {}).get("quantization")
+    if quantization not in (None, "int8"):
+        raise ValueError(f"build_model: model.quantization must be 'int8' or absent, got {quantization!r}")
     module = importlib.import_module(METHODS[method_of(config)])
-    return module.build(config, **options)
+    model: nn.Module = module.build(config, **options)
+    if quantization is not None:
+        quantise_encoder(model)
+    return model

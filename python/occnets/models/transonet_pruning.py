@@ -100,6 +100,8 @@ class PruningTransformer(nn.Module):
         options: see :class:`PruningOptions`.
     """
 
+    random_in_training = True
+
     def __init__(self, options: PruningOptions) -> None:
         super().__init__()
         o = options

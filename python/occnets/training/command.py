@@ -19,6 +19,7 @@ _SHORTCUTS = (
     ("max-steps", "run.max_steps", int, "STEPS", "end after this many optimiser steps"),
     ("threads", "run.threads", int, "COUNT", "torch threads"),
     ("seed", "run.seed", int, "SEED", "seed of the weights and of every sample"),
+    ("teacher", "distill.teacher", str, "MODEL", "imitate this bundled model or model folder"),
     ("device", "run.device", str, "DEVICE", "auto, cpu or cuda"),
 )
 
@@ -28,7 +29,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="occnets train",
         description="Train an occupancy network on procedural shapes, or export a checkpoint.",
     )
-    parser.add_argument("config", nargs="?", metavar="CONFIG.yaml", help="training configuration")
+    parser.add_argument(
+        "config", nargs="?", metavar="CONFIG.yaml", help="training configuration: file or packaged name"
+    )
     for flag, key, kind, metavar, text in _SHORTCUTS:
         parser.add_argument(f"--{flag}", type=kind, metavar=metavar, help=f"{text} ({key})")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the configuration")

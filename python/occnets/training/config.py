@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from occnets._optional import optional
-from occnets.config import ConfigError, load_config
+from occnets.config import CONFIG_FOLDER, ConfigError, load_config, merge
 
 T = TypeVar("T")
+
+TRAIN_FOLDER = CONFIG_FOLDER / "train"
+"""Folder of the packaged training configurations."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,21 @@ class OptimiserConfig:
 
 
 @dataclass(frozen=True)
+class DistillConfig:
+    """Imitation of a larger network.
+
+    Attributes:
+        teacher: bundled model, model folder or empty for none.
+        weight: share of the imitation in the loss, in [0, 1]; the rest is the cross-entropy with the true occupancy.
+        temperature: divides both logits.
+    """
+
+    teacher: str = ""
+    weight: float = 0.5
+    temperature: float = 2.0
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One run: its length, its folder and its machine.
 
@@ -155,9 +173,9 @@ class TrainConfig:
     """Everything one training run depends on.
 
     Attributes:
-        model: the model configuration as ``occnets.models.build_model`` takes it; in a file, a mapping or the path of
-            a YAML file relative to the training file (``inherit_from`` is followed).
-        pool, batch, scan, optimiser, run: see their classes.
+        model: the model configuration as ``occnets.models.build_model`` takes it; in a file, a mapping, the path of a
+            YAML file relative to the training file, or a packaged name (``inherit_from`` is followed in all of them).
+        pool, batch, scan, optimiser, distill, run: see their classes.
     """
 
     model: dict[str, Any]
@@ -165,6 +183,7 @@ class TrainConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     scan: ScanConfig = field(default_factory=ScanConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
@@ -218,6 +237,8 @@ _RULES: tuple[tuple[str, typing.Callable[[Any], bool], str], ...] = (
     ("optimiser.final_learning_rate", lambda v: v >= 0, "a number ≥ 0"),
     ("optimiser.ema_decay", lambda v: 0 <= v < 1, "a number in [0, 1)"),
     ("optimiser.reduction", lambda v: v in ("mean", "sum"), "'mean' or 'sum'"),
+    ("distill.weight", _fraction, "a fraction in [0, 1]"),
+    ("distill.temperature", lambda v: v > 0, "a number > 0"),
     ("run.max_steps", lambda v: v >= 0, "a count ≥ 0"),
     ("run.max_minutes", lambda v: v >= 0, "minutes ≥ 0"),
     ("run.device", lambda v: v in ("auto", "cpu", "cuda"), "'auto', 'cpu' or 'cuda'"),
@@ -294,20 +315,61 @@ def _read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path}: not readable as YAML: {error}") from error
 
 
+def _find(name: str | Path) -> Path:
+    """The file of a path, or of a packaged training configuration's name."""
+    path = Path(name)
+    packaged = TRAIN_FOLDER / f"{path.name.removesuffix('.yaml')}.yaml"
+    return packaged if path.parent == Path(".") and not path.is_file() and packaged.is_file() else path
+
+
+def _read_inherited(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file's sections over those of the file it inherits from."""
+    values = _read_yaml(path)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, got {type(values).__name__}")
+    parent = values.pop("inherit_from", None)
+    if parent is None:
+        return values
+    beside = path.parent / f"{str(parent).removesuffix('.yaml')}.yaml"
+    found = (beside if beside.is_file() else _find(str(parent))).resolve()
+    if found in chain:
+        raise ConfigError(f"{path}: inherit_from goes in a circle")
+    inherited = _read_inherited(found, (*chain, found))
+    if "model" in values:
+        inherited.pop("model", None)  # another network, not changes to that one
+    return merge(inherited, values)
+
+
+def _read_model(model: Any, path: Path) -> Any:
+    """The model configuration that a training file describes or names."""
+    inherits = isinstance(model, dict) and "inherit_from" in model
+    if not isinstance(model, str) and not inherits:
+        return model
+    source = model
+    if isinstance(model, str) and (path.parent / model).is_file():
+        source = (path.parent / model).resolve()
+    try:
+        found = load_config(source, default=None)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: model: {error}") from error
+    found.pop("inherit_from", None)
+    return found
+
+
 def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a training configuration.
 
     Args:
-        path: YAML file. Its ``model`` may be the path of another YAML file, relative to this one.
+        path: YAML file, or the name of a packaged training configuration. It may inherit from another one
+            (``inherit_from``, a name or a path relative to it), and its ``model`` may be the path of a YAML file
+            relative to it, a packaged name, or a mapping that inherits from one of those.
         overrides: ``"section.key=value"`` strings, the value in YAML.
 
     Raises:
         ConfigError: the file is missing or unreadable, or a key or value is wrong.
     """
-    path = Path(path)
-    values = _read_yaml(path)
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping of sections, got {type(values).__name__}")
+    path = _find(path)
+    values = _read_inherited(path)
     yaml = optional("yaml", extra="train")
     for override in overrides:
         key, separator, text = override.partition("=")
@@ -318,12 +380,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
         if not isinstance(inner, dict):
             raise ConfigError(f"--set {override}: {section} is not a section of {path}")
         inner[name] = yaml.safe_load(text)
-    model = values.get("model")
-    if isinstance(model, str):
-        try:
-            values["model"] = load_config((path.parent / model).resolve(), default=None)
-        except FileNotFoundError as error:
-            raise ConfigError(f"{path}: model: {error}") from error
+    if "model" in values:
+        values["model"] = _read_model(values["model"], path)
     try:
         return from_dict(values)
     except ConfigError as error:

@@ -14,7 +14,7 @@ from torch import Tensor
 from occnets._optional import optional
 from occnets.config import ConfigError
 from occnets.training.config import ScanConfig, TrainConfig
-from occnets.training.scan import Shape, draw_count, make_sample
+from occnets.training.scan import Shape, draw_count, make_sample, make_voxel_sample
 
 lightning = optional("lightning.pytorch", extra="train", why="to train models")
 # Named so that type checkers accept a base class that is imported at run time.
@@ -22,6 +22,7 @@ _DataModule: Any = lightning.LightningDataModule
 
 _VALIDATION_STREAM = 1
 _TRAINING_STREAM = 0
+_INPUTS = ("pointcloud", "partial_pointcloud", "voxels", None)
 
 
 class ShapeSource(Protocol):
@@ -42,6 +43,19 @@ def _stack(samples: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict
     return {"inputs": inputs, "queries": queries, "occupied": occupied}
 
 
+def reads_voxels(config: TrainConfig) -> bool:
+    """Whether the model takes voxels instead of points.
+
+    Raises:
+        ConfigError: it takes something that the pool of procedural shapes does not have.
+    """
+    kind = (config.model.get("data") or {}).get("input_type", "pointcloud")
+    if kind not in _INPUTS:
+        known = ", ".join(str(name) for name in _INPUTS)
+        raise ConfigError(f"model.data.input_type: procedural shapes can be trained with as {known}, got {kind!r}")
+    return bool(kind == "voxels")
+
+
 def training_batch(source: ShapeSource, config: TrainConfig, index: int) -> dict[str, Tensor]:
     """Batch number ``index`` of a run.
 
@@ -51,12 +65,15 @@ def training_batch(source: ShapeSource, config: TrainConfig, index: int) -> dict
         index: number of the batch since the start of the run.
 
     Returns:
-        ``inputs`` (B, N, 3), ``queries`` (B, M, 3) and ``occupied`` (B, M), float32.
+        ``inputs`` (B, N, 3), or (B, V, V, V) for models that read voxels, ``queries`` (B, M, 3) and ``occupied``
+        (B, M), float32.
     """
     rng = np.random.Generator(np.random.Philox(key=[config.run.seed, _TRAINING_STREAM], counter=[0, 0, index, 0]))
     batch, scan = config.batch, config.scan
     chosen = rng.integers(config.pool.held_out, len(source), batch.size)
     shapes = [source[int(i)] for i in chosen]
+    if reads_voxels(config):
+        return _stack([make_voxel_sample(rng, shape, scan, batch.queries) for shape in shapes])
     count = draw_count(rng, scan, min(len(shape.points) for shape in shapes))
     return _stack([make_sample(rng, shape, scan, count, batch.queries) for shape in shapes])
 
@@ -70,6 +87,9 @@ def validation_batches(source: ShapeSource, config: TrainConfig, shapes: int) ->
     for index in range(min(shapes, config.pool.held_out, len(source))):
         rng = np.random.Generator(np.random.Philox(key=[0, _VALIDATION_STREAM], counter=[0, 0, index, 0]))
         shape = source[index]
+        if reads_voxels(config):
+            yield _stack([make_voxel_sample(rng, shape, scan, len(shape.queries))])
+            continue
         count = min(scan.points, len(shape.points))
         yield _stack([make_sample(rng, shape, scan, count, len(shape.queries))])
 
@@ -99,7 +119,9 @@ class PoolSource:
     def __getitem__(self, index: int) -> Shape:
         """One shape as arrays."""
         sample = self._pool[index]
-        return Shape(sample.points.numpy(), sample.normals.numpy(), sample.queries.numpy(), sample.occupancy.numpy())
+        voxels = None if sample.voxels is None else sample.voxels.numpy()
+        arrays = (sample.points, sample.normals, sample.queries, sample.occupancy)
+        return Shape(*(array.numpy() for array in arrays), voxels)
 
     def refresh(self) -> int:
         """Load chunks that were finished since."""
@@ -162,5 +184,14 @@ class PoolDataModule(_DataModule):  # type: ignore[misc]
 
 
 def enough_shapes(source: ShapeSource, config: TrainConfig) -> bool:
-    """Whether the pool has the shapes that the run asks for before its first step."""
+    """Whether the pool has the shapes that the run asks for before its first step.
+
+    Raises:
+        ConfigError: the model reads voxels and the pool has none.
+    """
+    if len(source) and reads_voxels(config) and source[0].voxels is None:
+        raise ConfigError(
+            "pool.path: the model reads voxels and the pool has none; write one with "
+            "`python -m occnets.data.pool FOLDER --voxels 32`"
+        )
     return len(source) >= config.pool.held_out + max(config.pool.minimum, 1)

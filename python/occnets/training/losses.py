@@ -42,6 +42,26 @@ def occupancy_loss(
     raise ValueError(f"occupancy_loss: expected `reduction` 'mean' or 'sum', got {reduction!r}")
 
 
+def distillation_loss(logits: Tensor, wanted: Tensor, temperature: float, *, reduction: str = "mean") -> Tensor:
+    """Divergence of softened occupancies from a teacher's (Hinton et al., 2015, section 2, for two classes).
+
+    Args:
+        logits: (B, M) of the student.
+        wanted: (B, M) of the teacher.
+        temperature: both logits are divided by it; the result is multiplied by its square, which keeps the gradients'
+            size.
+        reduction: see :func:`occupancy_loss`.
+
+    Returns:
+        A scalar, 0 where both agree.
+    """
+    soft = torch.sigmoid(wanted.float() / temperature)
+    floor = functional.binary_cross_entropy(soft, soft, reduction="none")
+    cross = functional.binary_cross_entropy_with_logits(logits.float() / temperature, soft, reduction="none")
+    loss = temperature**2 * (cross - floor)
+    return loss.mean() if reduction == "mean" else loss.sum(-1).mean()
+
+
 def overlap(logits: Tensor, occupancy: Tensor, thresholds: Tensor) -> Tensor:
     """Intersection over union at several thresholds on the probability.
 

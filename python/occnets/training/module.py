@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from occnets._optional import optional
 from occnets.training.config import TrainConfig
 from occnets.training.fastpath import fast_logits, why_not_fast
-from occnets.training.losses import occupancy_loss
+from occnets.training.losses import distillation_loss, occupancy_loss
 from occnets.training.schedule import AveragedWeights, learning_rate, parameter_groups, progress
 from occnets.training.workers import Workers
 
@@ -21,12 +21,14 @@ _Module: Any = lightning.LightningModule
 
 
 class OccupancyModule(_Module):  # type: ignore[misc]
-    """Trains ``model(queries, inputs) -> logits``.
+    """Trains ``model.training_outputs(queries, inputs, occupancy) -> logits, auxiliary terms``.
 
     Args:
-        model: the network; called as ``model(queries (B, M, 3), inputs (B, N, 3)) -> (B, M)``.
+        model: the network, see :meth:`occnets.models.convonet.ConvolutionalOccupancyNetwork.training_outputs`.
         config: the run.
         precision: ``"fp32"`` or ``"bf16"`` (autocast).
+        teacher: a trained network with the same inputs whose logits are imitated; it is not trained and is no part of
+            the checkpoints.
 
     Attributes:
         average: the averaged weights.
@@ -34,7 +36,9 @@ class OccupancyModule(_Module):  # type: ignore[misc]
         record: plain values that travel with the checkpoint into the model card: command, hardware, validation.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig, precision: str = "fp32") -> None:
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, precision: str = "fp32", teacher: nn.Module | None = None
+    ) -> None:
         super().__init__()
         # The step is ours: it runs on several threads, which automatic optimisation cannot do.
         self.automatic_optimization = False
@@ -44,6 +48,9 @@ class OccupancyModule(_Module):  # type: ignore[misc]
         self.average = AveragedWeights(model, config.optimiser.ema_decay)
         self.record: dict[str, Any] = {}
         self.fast = why_not_fast(model) is None
+        self.similarity = (config.model.get("training") or {}).get("similarity") is not False
+        # In a tuple, so that Lightning does not take it for a part of this module.
+        self._teacher = () if teacher is None else (teacher.eval().requires_grad_(False),)
         self._seconds = 0.0
         self._started: float | None = None
 
@@ -66,6 +73,8 @@ class OccupancyModule(_Module):  # type: ignore[misc]
     def on_fit_start(self) -> None:
         """Start the clock of this part of the run."""
         self.average.to(self.device)
+        for teacher in self._teacher:
+            teacher.to(self.device)
         self._workers = Workers(self)
         self._started = time.monotonic()
 
@@ -74,7 +83,9 @@ class OccupancyModule(_Module):  # type: ignore[misc]
         self._workers.close()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set the learning rate of the coming step."""
+        """Set the learning rate and the random numbers of the coming step."""
+        # Latent codes and noisy choices inside models then depend on the step alone, also after resuming.
+        torch.manual_seed((self.config.run.seed << 32) + self.trainer.global_step)
         rate = learning_rate(self.config.optimiser, self.trainer.global_step, self.done)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate
@@ -99,13 +110,27 @@ class OccupancyModule(_Module):  # type: ignore[misc]
         return loss
 
     def piece_loss(self, piece: dict[str, Tensor]) -> Tensor:
-        """Loss of a part of a batch, in the run's precision."""
-        settings = self.config.optimiser
+        """Loss of a part of a batch, in the run's precision: cross-entropy, imitation, the model's own terms."""
+        settings, distill = self.config.optimiser, self.config.distill
+        query, inputs, occupied = piece["queries"], piece["inputs"], piece["occupied"]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits = self.logits(piece["queries"], piece["inputs"])
-        return occupancy_loss(
-            logits, piece["occupied"], reduction=settings.reduction, positive_weight=settings.positive_weight
-        )
+            logits, terms = self._outputs(query, inputs, occupied)
+        loss = occupancy_loss(logits, occupied, reduction=settings.reduction, positive_weight=settings.positive_weight)
+        for teacher in self._teacher:
+            with torch.no_grad():
+                wanted = teacher(query, inputs)
+            imitation = distillation_loss(logits, wanted, distill.temperature, reduction=settings.reduction)
+            loss = torch.lerp(loss, imitation, distill.weight)
+        # The terms' weights are made for a sum over the queries.
+        scale = 1.0 if settings.reduction == "sum" else 1.0 / query.shape[1]
+        return loss + scale * sum(terms.values())
+
+    def _outputs(self, query: Tensor, inputs: Tensor, occupied: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits and the model's own weighted terms."""
+        if self.fast:
+            return fast_logits(self.model, query, inputs), {}
+        logits, terms = self.model.training_outputs(query, inputs, occupied)
+        return logits, {name: value for name, value in terms.items() if name != "similarity" or self.similarity}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the run's configuration, clock and averaged weights, all of plain types."""

@@ -87,6 +87,27 @@ def build_network(config: TrainConfig) -> nn.Module:
     return model
 
 
+def load_teacher(config: TrainConfig) -> nn.Module | None:
+    """The network that a run imitates, or None.
+
+    Raises:
+        ConfigError: there is no such model, or it reads other inputs than the one to be trained.
+    """
+    name = config.distill.teacher
+    if not name:
+        return None
+    from occnets.checkpoints import load_pretrained
+
+    try:
+        teacher, settings = load_pretrained(name)
+    except FileNotFoundError as error:
+        raise ConfigError(f"distill.teacher: {error}") from error
+    found, wanted = ((c.get("data") or {}).get("input_type", "pointcloud") for c in (settings, config.model))
+    if found != wanted:
+        raise ConfigError(f"distill.teacher: expected a model that reads {wanted}, {name} reads {found}")
+    return teacher
+
+
 def _trainer(config: TrainConfig, folder: Path, callbacks: list[Any]) -> Any:
     run = config.run
     device = choose_device(run.device)
@@ -162,7 +183,7 @@ def train(
     model = network(config)
     if config.run.initial and resume is None:
         _start_from(model, config, data.source)
-    module = OccupancyModule(model, config, precision)
+    module = OccupancyModule(model, config, precision, teacher=load_teacher(config))
     log = RunLog(folder, config.run.log_steps)
     keeper = Keeper(folder, log)
     trainer = _trainer(config, folder, [log, keeper])

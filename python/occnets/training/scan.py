@@ -28,12 +28,15 @@ class Shape:
         normals: (S, 3) outward unit normals.
         queries: (Q, 3) points of the query box.
         occupied: (Q,) bool.
+        voxels: (V, V, V) bool, occupancy at the centres of the cells of the unit cube, axes x, y, z; None if the pool
+            has none.
     """
 
     points: NDArray[np.floating]
     normals: NDArray[np.floating]
     queries: NDArray[np.floating]
     occupied: NDArray[np.bool_]
+    voxels: NDArray[np.bool_] | None = None
 
 
 def draw_count(rng: np.random.Generator, config: ScanConfig, available: int) -> int:
@@ -139,3 +142,22 @@ def make_sample(
     # Queries that leave the box are moved onto its border, where nothing is occupied.
     moved = np.clip(where @ matrix.T + shift, -HALF_BOX, HALF_BOX)
     return points @ matrix.T + shift, moved, shape.occupied[chosen].astype(np.float32)
+
+
+def make_voxel_sample(
+    rng: np.random.Generator, shape: Shape, config: ScanConfig, queries: int
+) -> tuple[Array, Array, Array]:
+    """A voxel grid with its queries; of the disturbances only the symmetries apply to it.
+
+    Returns:
+        voxels (V, V, V), queries (M, 3), occupancy (M,) of 0 and 1; all float32.
+    """
+    assert shape.voxels is not None
+    voxels = shape.voxels.astype(np.float32)
+    chosen = rng.permutation(len(shape.queries))[:queries]
+    where = shape.queries[chosen].astype(np.float32)
+    if config.symmetry:
+        matrix = cube_symmetry(rng)
+        where = where @ matrix.T
+        voxels = np.flip(voxels.transpose(np.abs(matrix).argmax(axis=1)), np.flatnonzero(matrix.sum(axis=1) < 0))
+    return np.ascontiguousarray(voxels), where, shape.occupied[chosen].astype(np.float32)

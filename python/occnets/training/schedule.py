@@ -31,7 +31,7 @@ def learning_rate(config: OptimiserConfig, step: int, done: float) -> float:
 
 
 class AveragedWeights:
-    """Exponential moving average of the floating-point parameters of a model.
+    """Exponential moving average of the parameters of a model, and of its running statistics.
 
     The decay warms up as ``min(decay, (1 + n) / (10 + n))`` so that the random start is forgotten early.
 
@@ -43,7 +43,9 @@ class AveragedWeights:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self._live = dict(model.named_parameters())
+        # Statistics of batch norms belong to the weights they were measured with.
+        statistics = {name: value for name, value in model.named_buffers() if value.is_floating_point()}
+        self._live = {**dict(model.named_parameters()), **statistics}
         self._mean = {name: value.detach().clone() for name, value in self._live.items()}
 
     @torch.no_grad()
@@ -66,7 +68,7 @@ class AveragedWeights:
         self._mean = {name: value.to(device) for name, value in self._mean.items()}
 
     def weights(self) -> dict[str, Tensor]:
-        """The averaged parameters by name."""
+        """The averaged parameters and statistics by name."""
         return self._mean
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 if TYPE_CHECKING:
     from occnets.training.module import OccupancyModule
@@ -28,6 +29,15 @@ def split(batch: Batch, parts: int) -> list[Batch]:
     return [dict(zip(chunks, values, strict=True)) for values in zip(*chunks.values(), strict=True)]
 
 
+def needs_whole_batch(model: nn.Module) -> bool:
+    """Whether parts of a batch cannot be trained side by side.
+
+    Batch norms measure the whole batch and write their statistics; modules with ``random_in_training`` draw from the
+    process's one stream of random numbers, whose order would depend on the threads.
+    """
+    return any(isinstance(part, _BatchNorm) or getattr(part, "random_in_training", False) for part in model.modules())
+
+
 class Workers:
     """Computes losses and gradients of batches, on one thread per part where the device is a CPU.
 
@@ -39,7 +49,8 @@ class Workers:
         self._module = module
         self.parameters = [p for p in module.model.parameters() if p.requires_grad]
         threads = torch.get_num_threads()
-        self.count = min(threads, module.config.batch.size) if module.device.type == "cpu" else 1
+        divisible = module.device.type == "cpu" and not needs_whole_batch(module.model)
+        self.count = min(threads, module.config.batch.size) if divisible else 1
         self._pool: ThreadPoolExecutor | None = None
         if self.count > 1:
             # The number of threads of an operator belongs to the Python thread that calls it.
