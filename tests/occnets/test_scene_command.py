@@ -62,7 +62,7 @@ def test_a_scene_is_reconstructed_reported_and_resumed(
 def test_an_open_scene_is_trimmed(scan: Path, names: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     level = balanced(scene_model(), spheres(2), 0.3)
     words = ["reconstruct", scan, "--scene", "--model", "other", "--threshold", level, "--unit-size", 0.3, "--keep-all"]
-    assert run(*words, "-o", tmp_path / "open.ply", "--open", 5, "--normals") == 0
+    assert run(*words, "-o", tmp_path / "open.ply", "--open", 5, "--normals", "--no-fit", "--window", 32) == 0
     said = capsys.readouterr().err
     assert names == ["other"] and "open as asked" in said and "trimmed from" in said
     mesh = read_mesh(tmp_path / "open.ply")
