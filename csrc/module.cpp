@@ -41,6 +41,7 @@ py::dict build_info() {
 #endif
   info["compiler"] = OCC_COMPILER;
   info["simd"] = occ::isa_name(occ::active_isa());
+  info["bf16"] = occ::bf16_name(occ::active_bf16());
   return info;
 }
 

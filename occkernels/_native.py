@@ -70,6 +70,20 @@ def dtype_code(tensor: Tensor, where: str) -> int:
         ) from None
 
 
+MULTIPLIES_BF16 = _module is not None and _module.build_info().get("bf16", "none") != "none"
+"""Whether the CPU has an instruction for products of bfloat16 pairs, and this build code for it."""
+
+
+def runs_cuda_code(tensor: Tensor) -> bool:
+    """Whether operators on the tensor run the CUDA sources: on a CUDA device, or compiled for the host."""
+    return tensor.device.type != "cpu" or _cuda_host is not None
+
+
+def has_tensor_cores(tensor: Tensor) -> bool:
+    """Whether the device multiplies tf32 and bf16 matrices (compute capability 8.0); for ``runs_cuda_code``."""
+    return tensor.device.type == "cpu" or torch.cuda.get_device_capability(tensor.device) >= (8, 0)
+
+
 def stores_half(tensor: Tensor) -> bool:
     """Whether the pooling code for the tensor's device reads half precision itself: on CUDA, to save bandwidth."""
     return tensor.device.type != "cpu" or _cuda_host is not None

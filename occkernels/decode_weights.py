@@ -2,7 +2,8 @@
 """Weights of the fused decoders as their kernels read them, and the query bricks they take: data, no operators.
 
 A matrix that maps K inputs to N outputs is packed as panels of 16 outputs, (ceil(N / 16), K, 16), zeros beyond N; the
-order of the parts is that of csrc/math/decode.h.
+order of the parts is that of csrc/math/decode.h. Copies with rounded weights are packed as the
+instructions that multiply them want: bf16 pairs of inputs on the CPU, fragments of tensor cores on CUDA.
 """
 
 from __future__ import annotations
@@ -114,6 +115,14 @@ class DecoderWeights:
         """One float32 vector in the kernels' order."""
         return _kept(self, "_packed", self._pack)
 
+    def rounded(self, packing: str) -> Tensor:
+        """The feature and square matrices with rounded weights, as int32 words.
+
+        Args:
+            packing: "pairs" (bf16, CPU), or "tf32" or "bf16": fragments for CUDA.
+        """
+        return _kept(self, f"_rounded_{packing}", lambda: _rounded((self.fc_c, self.fc_0, self.fc_1), packing))
+
     @property
     def reversed(self) -> Tensor:
         """The transposed matrices, for the gradient."""
@@ -191,6 +200,10 @@ class ConditionalWeights:
     def packed(self) -> Tensor:
         """One float32 vector in the kernels' order."""
         return _kept(self, "_packed", self._pack)
+
+    def rounded(self, packing: str) -> Tensor:
+        """The square matrices with rounded weights; see ``DecoderWeights.rounded``."""
+        return _kept(self, f"_rounded_{packing}", lambda: _rounded((self.layers,), packing))
 
     def _pack(self) -> Tensor:
         with torch.no_grad():
@@ -291,3 +304,43 @@ def _panels(matrix: Tensor) -> Tensor:
 def _padded(vectors: Tensor) -> Tensor:
     """(..., N) vectors, each padded to whole panels, as one."""
     return F.pad(vectors.float(), (0, -vectors.shape[-1] % _PANEL)).flatten()
+
+
+def _rounded(parts: Sequence[tuple[Tensor, Tensor]], packing: str) -> Tensor:
+    pack = {"pairs": _pairs, "tf32": _fragments_tf32, "bf16": _fragments_bf16}[packing]
+    with torch.no_grad():
+        return torch.cat([pack(weight.float()) for weight, _ in parts])
+
+
+def _whole(matrix: Tensor, inputs: int) -> Tensor:
+    """(D, N, K) with zeros to whole panels of outputs and to a multiple of ``inputs``."""
+    return F.pad(matrix, (0, -matrix.shape[2] % inputs, 0, -matrix.shape[1] % _PANEL))
+
+
+def _pairs(matrix: Tensor) -> Tensor:
+    """(D, N, K) weights as (D, ceil(N / 16), ceil(K / 2), 16, 2) bf16, two to a word."""
+    whole = _whole(matrix, 2)
+    depth, outputs, inputs = whole.shape
+    pairs = whole.reshape(depth, outputs // _PANEL, _PANEL, inputs // 2, 2).transpose(2, 3)
+    return pairs.bfloat16().contiguous().view(torch.int32).flatten()
+
+
+def _fragments(matrix: Tensor, together: int) -> Tensor:
+    """(D, N, K) weights in the order (D, panel, step, lane, register, number within the register).
+
+    Lane 4 g + t holds outputs g and g + 8 and, in each half of a step, the t-th group of ``together`` inputs.
+    """
+    inputs = 8 * together
+    whole = _whole(matrix, inputs)
+    depth, panels, steps = whole.shape[0], whole.shape[1] // _PANEL, whole.shape[2] // inputs
+    return whole.reshape(depth, panels, 2, 8, steps, 2, 4, together).permute(0, 1, 4, 3, 6, 5, 2, 7).contiguous()
+
+
+def _fragments_bf16(matrix: Tensor) -> Tensor:
+    return _fragments(matrix.bfloat16(), 2).view(torch.int32).flatten()
+
+
+def _fragments_tf32(matrix: Tensor) -> Tensor:
+    bits = _fragments(matrix, 1).view(torch.int32).flatten()
+    nearest = bits + 0xFFF + (bits >> 13 & 1) & ~0x1FFF  # of 10 mantissa bits, ties to even
+    return torch.where(bits.view(torch.float32).isnan(), bits, nearest)

@@ -30,6 +30,7 @@ def environment() -> dict[str, str]:
     return facts | {
         "native module": f"version {build['version']}, built by {build['compiler']}",
         "SIMD in use": f"{build['simd']} (OCC_SIMD=base or avx2 lowers it)",
+        "bf16 on the CPU": f"{build['bf16']} (OCC_BF16=none leaves it out)",
         "threads": f"{torch.get_num_threads()} (OpenMP {'yes' if build['openmp'] else 'no'})",
         "CUDA build": _cuda_build(build),
         "CUDA device": _cuda_device(),

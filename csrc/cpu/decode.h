@@ -4,7 +4,8 @@
 // Sizes: batch B, queries M, channels C of one map, K maps; hidden, depth (residual blocks).
 //   planes (B, P, R, R, C), grid (B, R, R, R, C): features in any element type; null where the layout has none
 //   query (B, M, 3); bases (B, L, 3, 3) and scale (B, L) of the dynamic planes or null; all float
-//   weights, reversed: packed as csrc/math/decode.h says; `reversed` null leaves the gradient out
+//   weights, rounded, reversed: packed as csrc/math/decode.h says; `reversed` null leaves the gradient out. `rounding`
+//   kBf16 permits bf16 operands, for which `rounded` holds the weights; a gradient wants kExact
 #pragma once
 
 #include <cstdint>
@@ -24,6 +25,7 @@ struct DecodeJob {
   const float* bases = nullptr;
   const float* scale = nullptr;
   const float* weights = nullptr;
+  const uint32_t* rounded = nullptr;
   const float* reversed = nullptr;
   float* out = nullptr;
   float* gradient = nullptr;
@@ -46,6 +48,7 @@ struct DecodeJob {
 struct ConditionalJob {
   const float* query = nullptr;
   const float* weights = nullptr;
+  const uint32_t* rounded = nullptr;
   const float* affine = nullptr;
   const float* offset = nullptr;
   float* out = nullptr;
@@ -59,25 +62,29 @@ struct ConditionalJob {
 
 // out (B, M); gradient (B, M, 3) to the query, or null.
 void decode(const void* planes, const void* grid, const float* query, const float* bases, const float* scale,
-            const float* weights, const float* reversed, float* out, float* gradient, int dtype, int64_t batch,
-            int64_t queries, int64_t channels, int64_t hidden, int64_t depth, double leak, bool concat,
-            const Layout& layout, int threads);
+            const float* weights, const uint32_t* rounded, const float* reversed, float* out, float* gradient,
+            int dtype, int64_t batch, int64_t queries, int64_t channels, int64_t hidden, int64_t depth, int rounding,
+            double leak, bool concat, const Layout& layout, int threads);
 
 // out (K, 8, 8, 8): node (i, j, k) of a brick lies at origin + spacing * (corner + (i, j, k)) and is evaluated if bit
 // 8 j + k of word i of the brick's mask is set; the others become NaN.
 void decode_bricks(const void* planes, const void* grid, const float* bases, const float* scale, const float* weights,
-                   const int64_t* shape, const int32_t* corner, const int64_t* mask, float* out, int dtype,
-                   int64_t bricks, int64_t batch, int64_t channels, int64_t hidden, int64_t depth, double leak,
-                   bool concat, double spacing, double origin, const Layout& layout, int threads);
+                   const uint32_t* rounded, const int64_t* shape, const int32_t* corner, const int64_t* mask,
+                   float* out, int dtype, int64_t bricks, int64_t batch, int64_t channels, int64_t hidden,
+                   int64_t depth, int rounding, double leak, bool concat, double spacing, double origin,
+                   const Layout& layout, int threads);
 
 // affine (B, layers + 1, 2, width), offset (B, width) added after the first layer or null; out (B, M). `residual`:
 // layers form pairs, and the second of each adds to what entered the first.
-void decode_conditional(const float* query, const float* weights, const float* affine, const float* offset, float* out,
-                        int64_t batch, int64_t queries, int64_t hidden, int64_t layers, double leak, double inner_leak,
-                        bool residual, int threads);
+void decode_conditional(const float* query, const float* weights, const uint32_t* rounded, const float* affine,
+                        const float* offset, float* out, int64_t batch, int64_t queries, int64_t hidden, int64_t layers,
+                        int rounding, double leak, double inner_leak, bool residual, int threads);
 
 OCC_DECLARE_ISA(void run_decode(const DecodeJob& job))
 OCC_DECLARE_ISA(void run_decode_bricks(const DecodeJob& job))
 OCC_DECLARE_ISA(void run_decode_conditional(const ConditionalJob& job))
+OCC_DECLARE_BF16(void run_decode(const DecodeJob& job))
+OCC_DECLARE_BF16(void run_decode_bricks(const DecodeJob& job))
+OCC_DECLARE_BF16(void run_decode_conditional(const ConditionalJob& job))
 
 }  // namespace occ::cpu

@@ -117,11 +117,18 @@ void project_rows(const Brick& brick, int k, int rows, float* out) {
   const int64_t channels = maps.channels, stride = panels_of(channels) * kPanel;
   for (; rows % kRowStep; ++rows) memset(brick.cells + rows * stride, 0, channels * sizeof(float));
   const int64_t first = maps.job.concat ? k * channels : 0, width = brick.width;
+  const bool pairs = kRounds && first % 2 == 0;  // else the map's weights begin within a pair
+  if (pairs) round_rows(brick.cells, rows, stride, channels);
   for (int64_t i = 0; i < tile.shape.depth; ++i) {
     const float* weights = tile.job.weights + tile.shape.feature(i) + first * kPanel;
+    Factor factor{brick.cells, stride, weights, channels, tile.shape.features};
+    if (pairs) {
+      const uint32_t* rounded = tile.job.rounded + tile.pairs.feature(i) + first / 2 * kPanel;
+      factor = Factor::of_pairs(brick.cells, stride, rounded, channels, tile.shape.features);
+    }
     float* to = out + i * tile.width;
-    multiply(rows, tile.shape.hidden, nullptr, Factor{brick.cells, stride, weights, channels, tile.shape.features},
-             kNoFactor, [=](int row, int64_t column, Vector sum) { store_simd(to + row * width + column, sum); });
+    multiply(rows, tile.shape.hidden, nullptr, factor, kNoFactor,
+             [=](int row, int64_t column, Vector sum) { store_simd(to + row * width + column, sum); });
   }
 }
 
@@ -293,7 +300,7 @@ void decode_brick(Brick& brick, float* out) {
       fill_places(spots, count);
     }
     begin_rows(tile, spots);
-    if (sampled) gather_rows<T>(maps, spots, tile.rows, brick.projected, tile.features, tile.feature_width);
+    if (sampled) gather_features<T>(tile, spots, brick.projected);
     point_at_rows(brick, node, count, projected);
     forward(tile, projected.maps ? &projected : nullptr, [](int, int) {});
     head(tile, count, logits);

@@ -15,12 +15,14 @@ constexpr int64_t kTask = 384;  // queries
 struct Stage {
   const ConditionalJob& job;
   ConditionalShape shape;
+  RoundedShape pairs;
   int64_t width;
   int64_t b = 0;
   int rows = 0;
   float *position, *net, *x, *h;
 
-  explicit Stage(const ConditionalJob& j, Scratch& memory) : job(j), shape{j.hidden, j.layers}, width(shape.width()) {
+  explicit Stage(const ConditionalJob& j, Scratch& memory)
+      : job(j), shape{j.hidden, j.layers}, pairs{j.hidden, 0, j.layers, 2, kPanel}, width(shape.width()) {
     position = memory.take(kRows * 4);
     net = memory.take(kRows * width);
     x = memory.take(kRows * width);
@@ -28,20 +30,36 @@ struct Stage {
   }
   static int64_t scratch(const ConditionalJob& job) { return kRows * (4 + 3 * panels_of(job.hidden) * kPanel); }
   const float* scales(int64_t stage) const { return job.affine + (b * (job.layers + 1) + stage) * 2 * width; }
+  Factor factor(const float* rows, int64_t layer) const {
+    if constexpr (kRounds) {
+      return Factor::of_pairs(rows, width, job.rounded + pairs.first(layer), job.hidden, job.hidden);
+    }
+    return {rows, width, job.weights + shape.matrix(layer), job.hidden};
+  }
   float leak(int64_t stage) const { return stage == job.layers ? job.leak : job.inner_leak; }
 };
 
-// act(scale * value + shift)
+// act(scale * value + shift): an operand of the next layer, or what the last one reads as it is.
 struct Norm {
   const float *scale, *shift;
   float leak;
+  bool last;
   OCC_INLINE Vector operator()(int64_t column, Vector value) const {
     const Vector moved = multiply_add(value, load(scale + column), load(shift + column));
     return leak != 0 ? leaky(moved, spread_value(leak)) : relu(moved);
   }
+  OCC_INLINE void store(float* row, int64_t column, Vector value) const {
+    if (kRounds && !last) {
+      store_rounded(row, column, (*this)(column, value));
+    } else {
+      store_simd(row + column, (*this)(column, value));
+    }
+  }
 };
 
-Norm norm_of(const Stage& s, int64_t stage) { return {s.scales(stage), s.scales(stage) + s.width, s.leak(stage)}; }
+Norm norm_of(const Stage& s, int64_t stage) {
+  return {s.scales(stage), s.scales(stage) + s.width, s.leak(stage), stage == s.job.layers};
+}
 
 void run_layers(const Stage& s) {
   const ConditionalJob& job = s.job;
@@ -52,12 +70,12 @@ void run_layers(const Stage& s) {
            [&](int row, int64_t column, Vector sum) {
              const Vector value = offset ? sum + load(offset + column) : sum;
              store_simd(s.net + row * width + column, value);
-             store_simd(s.x + row * width + column, first(column, value));
+             first.store(s.x + row * width, column, value);
            });
   const float* from = s.x;
   for (int64_t layer = 0; layer < job.layers; ++layer) {
     const Norm norm = norm_of(s, layer + 1);
-    const Factor factor{from, width, job.weights + s.shape.matrix(layer), job.hidden};
+    const Factor factor = s.factor(from, layer);
     const float* bias = job.weights + s.shape.bias(layer);
     float* to = from == s.x ? s.h : s.x;
     if (job.residual && layer % 2 == 1) {
@@ -65,11 +83,11 @@ void run_layers(const Stage& s) {
         float* at = s.net + row * width + column;
         const Vector value = sum + load(at);
         store_simd(at, value);
-        store_simd(to + row * width + column, norm(column, value));
+        norm.store(to + row * width, column, value);
       });
     } else {
       multiply(s.rows, job.hidden, bias, factor, kNoFactor,
-               [&](int row, int64_t column, Vector sum) { store_simd(to + row * width + column, norm(column, sum)); });
+               [&](int row, int64_t column, Vector sum) { norm.store(to + row * width, column, sum); });
     }
     from = to;
   }

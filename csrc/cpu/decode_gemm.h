@@ -5,13 +5,20 @@
 // A block of MR rows by NR vectors of outputs stays in registers; for every input NR vectors of weights are loaded and
 // MR inputs broadcast. Each output is one chain of multiply-adds in the order of the inputs, so a row's result depends
 // neither on its place in the tile nor on the other rows.
+//
+// Compiled with OCC_BF16_PRODUCTS, the operands of a layer are bf16: a row keeps its inputs in pairs, the first half of
+// its place, and a pair is one step of the product.
 #pragma once
 
 #include <cstdint>
 #include <cstdlib>
 
 #include "common/simd.h"
+#include "common/types.h"
 #include "math/decode.h"
+#if defined(OCC_ISA_avx512bf16)
+#include <immintrin.h>
+#endif
 
 #if defined(_MSC_VER) && !defined(__clang__)
 #define OCC_NOINLINE __declspec(noinline)
@@ -27,17 +34,30 @@ using Vector = Simd<float, kVector>;
 
 constexpr int kRowStep = 12;  // tiles hold a multiple of this: every MR below divides it
 
+#if defined(OCC_BF16_PRODUCTS)
+constexpr bool kRounds = true;
+#else
+constexpr bool kRounds = false;
+#endif
+
 // Rows of a tile as one factor: K inputs a row, and the packed weights they meet: K inputs out of the `height` inputs
-// of a panel.
+// of a panel. With `pairs` an input is two bf16 numbers.
 struct Factor {
   const float* rows;
   int64_t stride;
   const float* weights;
   int64_t inputs, height;
+  bool pairs = false;
 
   constexpr Factor(const float* r, int64_t s, const float* w, int64_t k) : Factor(r, s, w, k, k) {}
   constexpr Factor(const float* r, int64_t s, const float* w, int64_t k, int64_t h)
       : rows(r), stride(s), weights(w), inputs(k), height(h) {}
+  // `k` and `h` are counted in single inputs, `w` in pairs.
+  static Factor of_pairs(const float* r, int64_t s, const uint32_t* w, int64_t k, int64_t h) {
+    Factor factor(r, s, reinterpret_cast<const float*>(w), (k + 1) / 2, (h + 1) / 2);
+    factor.pairs = true;
+    return factor;
+  }
 };
 constexpr Factor kNoFactor{nullptr, 0, nullptr, 0};
 
@@ -68,35 +88,131 @@ OCC_INLINE Vector where_positive(Vector at, Vector a, Vector other) {
 OCC_INLINE Vector load(const float* from) { return load_simd<Vector>(from); }
 OCC_INLINE Vector spread_value(float value) { return broadcast<Vector>(value); }
 
+// sum + a_0 b_0 + a_1 b_1 with the pairs in the lanes of a and b; products are exact.
+OCC_INLINE Vector add_pairs(Vector sum, Vector a, Vector b) {
+#if defined(OCC_ISA_avx512bf16)
+  __m512 total;
+  __m512i left, right;
+  memcpy(&total, &sum, sizeof(sum));
+  memcpy(&left, &a, sizeof(a));
+  memcpy(&right, &b, sizeof(b));
+  total = _mm512_dpbf16_ps(total, (__m512bh)left, (__m512bh)right);
+  memcpy(&sum, &total, sizeof(sum));
+#else
+  uint32_t left[kVector], right[kVector];
+  float total[kVector];
+  memcpy(left, &a, sizeof(a));
+  memcpy(right, &b, sizeof(b));
+  memcpy(total, &sum, sizeof(sum));
+  for (int i = 0; i < kVector; ++i) {
+    total[i] += bit_cast<float>(left[i] & 0xffff0000u) * bit_cast<float>(right[i] & 0xffff0000u);
+    total[i] += bit_cast<float>(left[i] << 16) * bit_cast<float>(right[i] << 16);
+  }
+  memcpy(&sum, total, sizeof(sum));
+#endif
+  return sum;
+}
+
+// A vector of numbers as bf16, from number `column` of the row on.
+OCC_INLINE void store_rounded(float* row, int64_t column, Vector value) {
+  char* to = reinterpret_cast<char*>(row) + column * static_cast<int64_t>(sizeof(bf16_t));
+#if defined(OCC_ISA_avx512bf16)
+  __m512 wide;
+  memcpy(&wide, &value, sizeof(value));
+  const __m256bh narrow = _mm512_cvtneps_pbh(wide);
+  memcpy(to, &narrow, sizeof(narrow));
+#else
+  bf16_t narrow[kVector];
+  store_simd(narrow, value);
+  memcpy(to, narrow, sizeof(narrow));
+#endif
+}
+
+// Outputs that are operands of the next product.
+OCC_INLINE void store_operand(float* row, int64_t column, Vector value) {
+  if constexpr (kRounds) {
+    store_rounded(row, column, value);
+  } else {
+    store_simd(row + column, value);
+  }
+}
+
+// Makes rows of float operands, in place: nothing is written before it was read.
+inline void round_rows(float* rows, int count, int64_t stride, int64_t inputs) {
+  for (float* row = rows; row < rows + count * stride; row += stride) {
+    int64_t c = 0;
+    for (; c + kVector <= inputs; c += kVector) store_rounded(row, c, load(row + c));
+    for (; c < inputs + inputs % 2; ++c) {
+      const bf16_t narrow(c < inputs ? row[c] : 0.0f);
+      memcpy(reinterpret_cast<char*>(row) + c * static_cast<int64_t>(sizeof(narrow)), &narrow, sizeof(narrow));
+    }
+  }
+}
+
+// An input in every lane, its bits as they are.
+template <bool PAIRS>
+OCC_INLINE Vector spread_input(const float* at) {
+  if constexpr (PAIRS) {
+    uint32_t bits;
+    memcpy(&bits, at, sizeof(bits));
+    const auto lanes = broadcast<Simd<uint32_t, kVector>>(bits);
+    Vector value;
+    memcpy(&value, &lanes, sizeof(value));
+    return value;
+  } else {
+    return spread_value(*at);
+  }
+}
+
+template <bool PAIRS>
+OCC_INLINE Vector add_product(Vector x, Vector w, Vector sum) {
+  if constexpr (PAIRS) {
+    return add_pairs(sum, x, w);
+  } else {
+    return multiply_add(x, w, sum);
+  }
+}
+
 // One input of MR rows: the NR vectors of weights come one by one, so that MR + NR * MR + 1 registers are enough.
-template <int MR, int NR>
+template <bool PAIRS, int MR, int NR>
 OCC_INLINE void step(const float* rows, int64_t stride, const float* weights, int64_t next, Vector (*sum)[NR]) {
   constexpr int together = kPanel / kVector < NR ? kPanel / kVector : NR;  // vectors of one panel
   if constexpr (MR < NR) {
     Vector x[MR];
-    OCC_UNROLL for (int r = 0; r < MR; ++r) x[r] = spread_value(rows[r * stride]);
+    OCC_UNROLL for (int r = 0; r < MR; ++r) x[r] = spread_input<PAIRS>(rows + r * stride);
     OCC_UNROLL for (int v = 0; v < NR; ++v) {
       const Vector w = load(weights + v / together * next + v % together * kVector);
-      OCC_UNROLL for (int r = 0; r < MR; ++r) sum[r][v] = multiply_add(x[r], w, sum[r][v]);
+      OCC_UNROLL for (int r = 0; r < MR; ++r) sum[r][v] = add_product<PAIRS>(x[r], w, sum[r][v]);
     }
   } else {
     Vector w[NR];
     OCC_UNROLL for (int v = 0; v < NR; ++v) w[v] = load(weights + v / together * next + v % together * kVector);
     OCC_UNROLL for (int r = 0; r < MR; ++r) {
-      const Vector x = spread_value(rows[r * stride]);
-      OCC_UNROLL for (int v = 0; v < NR; ++v) sum[r][v] = multiply_add(x, w[v], sum[r][v]);
+      const Vector x = spread_input<PAIRS>(rows + r * stride);
+      OCC_UNROLL for (int v = 0; v < NR; ++v) sum[r][v] = add_product<PAIRS>(x, w[v], sum[r][v]);
     }
+  }
+}
+
+template <bool PAIRS, int MR, int NR>
+OCC_INLINE void accumulate_as(const Factor& factor, int64_t row, int64_t column, Vector (*sum)[NR]) {
+  const float* rows = factor.rows + row * factor.stride;
+  const float* weights = factor.weights + column / kPanel * kPanel * factor.height + column % kPanel;
+  const int64_t stride = factor.stride, next = factor.height * kPanel;
+  for (const float* end = rows + factor.inputs; rows < end; ++rows, weights += kPanel) {
+    step<PAIRS, MR, NR>(rows, stride, weights, next, sum);
   }
 }
 
 template <int MR, int NR>
 OCC_INLINE void accumulate(const Factor& factor, int64_t row, int64_t column, Vector (*sum)[NR]) {
-  const float* rows = factor.rows + row * factor.stride;
-  const float* weights = factor.weights + column / kPanel * kPanel * factor.height + column % kPanel;
-  const int64_t stride = factor.stride, next = factor.height * kPanel;
-  for (const float* end = rows + factor.inputs; rows < end; ++rows, weights += kPanel) {
-    step<MR, NR>(rows, stride, weights, next, sum);
+  if constexpr (kRounds) {
+    if (factor.pairs) {
+      accumulate_as<true, MR, NR>(factor, row, column, sum);
+      return;
+    }
   }
+  accumulate_as<false, MR, NR>(factor, row, column, sum);
 }
 
 // The sums of one block, out of line: with the epilogues around it the loop would run out of address registers.

@@ -25,6 +25,7 @@ struct Tile {
   const DecodeJob& job;
   const Maps& maps;
   DecoderShape shape;
+  RoundedShape pairs;
   int64_t width, feature_width, capacity;
   bool keep;
   bool sampled = true;  // the rows of features are in use
@@ -44,6 +45,7 @@ struct Tile {
       : job(m.job),
         maps(m),
         shape{job.hidden, maps.features, job.depth},
+        pairs{job.hidden, maps.features, job.depth, 2, kPanel},
         width(shape.width()),
         feature_width(panels_of(maps.features) * kPanel),
         capacity(tile_rows(job)),
@@ -64,7 +66,23 @@ struct Tile {
   float* inner(int64_t i) const { return inner_base + (keep ? i * capacity * width : 0); }
   Factor feature_factor(int64_t block) const {
     const bool exists = block < shape.depth && sampled;
-    return {features, feature_width, job.weights + shape.feature(exists ? block : 0), exists ? shape.features : 0};
+    const int64_t at = exists ? block : 0, inputs = exists ? shape.features : 0;
+    if constexpr (kRounds) {
+      return Factor::of_pairs(features, feature_width, job.rounded + pairs.feature(at), inputs, inputs);
+    }
+    return {features, feature_width, job.weights + shape.feature(at), inputs};
+  }
+  Factor first_factor(int64_t block) const {
+    if constexpr (kRounds) {
+      return Factor::of_pairs(outer(block), width, job.rounded + pairs.first(block), shape.hidden, shape.hidden);
+    }
+    return {outer(block), width, job.weights + shape.first(block), shape.hidden};
+  }
+  Factor second_factor(int64_t block) const {
+    if constexpr (kRounds) {
+      return Factor::of_pairs(inner(block), width, job.rounded + pairs.second(block), shape.hidden, shape.hidden);
+    }
+    return {inner(block), width, job.weights + shape.second(block), shape.hidden};
   }
 };
 
@@ -73,7 +91,7 @@ struct StoreActive {
   float* to;
   int64_t width;
   OCC_INLINE void operator()(int row, int64_t column, Vector sum) const {
-    store_simd(to + row * width + column, relu(sum));
+    store_operand(to + row * width, column, relu(sum));
   }
 };
 
@@ -98,7 +116,7 @@ struct StoreNet {
     Vector value = BEGIN ? sum : sum + load(at);
     OCC_UNROLL for (int k = 0; k < MAPS; ++k) value = value + load(projected->row[k][row] + shift + column);
     store_simd(at, value);
-    store_simd(active + row * width + column, relu(value));
+    store_operand(active + row * width, column, relu(value));
   }
 };
 
@@ -141,11 +159,10 @@ void forward(const Tile& tile, const Projected* projected, F&& meanwhile) {
   add_to_net<true>(tile, 0, Factor{tile.position, kPanel, weights + shape.position(), 3}, projected);
   meanwhile(0, parts);
   for (int64_t i = 0; i < shape.depth; ++i) {
-    multiply(tile.rows, shape.hidden, weights + shape.first_bias(i),
-             Factor{tile.outer(i), width, weights + shape.first(i), shape.hidden}, kNoFactor,
+    multiply(tile.rows, shape.hidden, weights + shape.first_bias(i), tile.first_factor(i), kNoFactor,
              StoreActive{tile.inner(i), width});
     meanwhile(static_cast<int>(2 * i + 1), parts);
-    add_to_net<false>(tile, i + 1, Factor{tile.inner(i), width, weights + shape.second(i), shape.hidden}, projected);
+    add_to_net<false>(tile, i + 1, tile.second_factor(i), projected);
     meanwhile(static_cast<int>(2 * i + 2), parts);
   }
 }
@@ -218,24 +235,38 @@ inline void begin_rows(Tile& tile, const Spots& spots) {
   }
 }
 
+// Gradients of the queries after their forward pass.
+template <class T>
+void gradient_rows(const Tile& tile, const Spots& spots, float* gradient) {
+  backward(tile);
+  Columns moved;
+  memset(&moved, 0, sizeof(float) * kTileRows * tile.maps.columns);
+  if (tile.shape.depth > 0) contract_rows<T>(tile.maps, spots, tile.feature_gradient, tile.feature_width, moved);
+  for (int q = 0; q < spots.count; ++q) {
+    const float* direct = tile.position_gradient + q * kPanel;
+    for (int axis = 0; axis < 3; ++axis) gradient[3 * q + axis] = moved.at[axis][q] + direct[axis];
+  }
+}
+
+// Features of the maps not left out, as the rows' operands.
+template <class T>
+void gather_features(const Tile& tile, const Spots& spots, const bool* left_out) {
+  gather_rows<T>(tile.maps, spots, tile.rows, left_out, tile.features, tile.feature_width);
+  if constexpr (kRounds) round_rows(tile.features, tile.rows, tile.feature_width, tile.maps.features);
+}
+
 // Logits, and gradients or null, of the queries of `spots`; asks for the features of `next` (or null) meanwhile.
 template <class T>
 void run_tile(Tile& tile, const Spots& spots, const Spots* next, float* logits, float* gradient) {
   const Maps& maps = tile.maps;
   begin_rows(tile, spots);
-  gather_rows<T>(maps, spots, tile.rows, nullptr, tile.features, tile.feature_width);
+  gather_features<T>(tile, spots, nullptr);
   forward(tile, nullptr, [&](int part, int parts) {
     if (next) prefetch_part<T>(maps, *next, part, parts);
   });
   head(tile, spots.count, logits);
-  if (gradient == nullptr) return;
-  backward(tile);
-  Columns moved;
-  memset(&moved, 0, sizeof(float) * kTileRows * maps.columns);
-  if (tile.shape.depth > 0) contract_rows<T>(maps, spots, tile.feature_gradient, tile.feature_width, moved);
-  for (int q = 0; q < spots.count; ++q) {
-    const float* direct = tile.position_gradient + q * kPanel;
-    for (int axis = 0; axis < 3; ++axis) gradient[3 * q + axis] = moved.at[axis][q] + direct[axis];
+  if constexpr (!kRounds) {
+    if (gradient) gradient_rows<T>(tile, spots, gradient);
   }
 }
 

@@ -35,6 +35,31 @@ Isa detect() {
   return Isa::kBase;
 }
 
+// Whether the processor has AVX512_BF16, and this build code for it.
+bool detect_bf16() {
+#if defined(OCC_HAVE_AVX512_BF16)
+  if (detect() != Isa::kAvx512) return false;
+#if defined(_MSC_VER)
+  int most[4], leaf7[4];
+  __cpuidex(most, 7, 0);
+  if (most[0] < 1) return false;
+  __cpuidex(leaf7, 7, 1);
+  return (leaf7[0] & (1 << 5)) != 0;
+#else
+  return __builtin_cpu_supports("avx512bf16") != 0;
+#endif
+#else
+  return false;
+#endif
+}
+
+Bf16 choose_bf16() {
+  const char* wish = std::getenv("OCC_BF16");
+  if (wish != nullptr && std::strcmp(wish, "portable") == 0) return Bf16::kPortable;
+  if (wish != nullptr && std::strcmp(wish, "none") == 0) return Bf16::kNone;
+  return std::getenv("OCC_SIMD") == nullptr && detect_bf16() ? Bf16::kAvx512 : Bf16::kNone;
+}
+
 Isa choose() {
   const Isa best = detect();
   const char* wish = std::getenv("OCC_SIMD");
@@ -50,6 +75,22 @@ Isa choose() {
 Isa active_isa() {
   static const Isa isa = choose();
   return isa;
+}
+
+Bf16 active_bf16() {
+  static const Bf16 bf16 = choose_bf16();
+  return bf16;
+}
+
+const char* bf16_name(Bf16 bf16) {
+  switch (bf16) {
+    case Bf16::kAvx512:
+      return "avx512_bf16";
+    case Bf16::kPortable:
+      return "portable";
+    default:
+      return "none";
+  }
 }
 
 const char* isa_name(Isa isa) {

@@ -20,14 +20,19 @@ namespace occ::cuda {
 constexpr int kDecodeThreads = 128;
 constexpr int kBlockOutputs = 4;
 constexpr int kBlockColumns = 8;
-constexpr int kSkew = 4;  // columns between rows: keeps 16-byte alignment and spreads a column over the banks
+// Columns between rows: they keep 16-byte alignment and spread what a warp reads at once over the banks.
+constexpr int kSkew = 4, kRoundedSkew = 8;
 constexpr int kMostColumns = 128;
 constexpr int64_t kUsualBytes = 64 * 1024, kMostBytes = 96 * 1024;  // of shared memory a block
 
+OCC_HD inline int stride_of(Rounding rounding, int columns) {
+  return columns + (rounding == kExact ? kSkew : kRoundedSkew);
+}
+
 // The widest tile of rows * columns floats that fits; 0 if none does.
-inline int columns_for(int64_t rows) {
+inline int columns_for(int64_t rows, Rounding rounding) {
   for (int columns = kMostColumns; columns >= kBlockColumns; columns /= 2) {
-    const int64_t bytes = rows * (columns + kSkew) * static_cast<int64_t>(sizeof(float));
+    const int64_t bytes = rows * stride_of(rounding, columns) * static_cast<int64_t>(sizeof(float));
     if (bytes <= (columns == kBlockColumns ? kMostBytes : kUsualBytes)) return columns;
   }
   return 0;
@@ -103,6 +108,8 @@ struct DecodeDevice {
   float *out, *gradient;
   int64_t queries, channels, features;
   DecoderShape shape;
+  Rounding rounding;
+  const uint32_t* rounded;
   float leak;
   bool concat;
   int columns, maps, num_planes, canonical, dynamic;
@@ -175,11 +182,10 @@ OCC_DEVICE void sample_map(const DecodeDevice<T>& job, int k, int64_t b, const f
   }
 }
 
-// Features at the tile's positions (3 rows) into rows of `features`. Neighbouring threads take neighbouring channels of
-// one query.
-template <class T, int N, int S>
-OCC_DEVICE void sample_tile(const DecodeDevice<T>& job, int64_t b, const float* position, float* features) {
-  const int stride = job.columns + kSkew;
+// Features at the tile's positions (3 rows), handed to put(channel, column, value). Neighbouring threads take
+// neighbouring channels of one query.
+template <class T, int N, int S, class P>
+OCC_DEVICE void sample_tile(const DecodeDevice<T>& job, int64_t b, const float* position, int stride, const P& put) {
   const int64_t chunks = job.channels / N, tasks = chunks * (job.columns / S);
   for (int64_t task = threadIdx.x; task < tasks; task += blockDim.x) {
     const int column = static_cast<int>(task / chunks) * S;
@@ -193,10 +199,10 @@ OCC_DEVICE void sample_tile(const DecodeDevice<T>& job, int64_t b, const float* 
         sample_map<T, 3, N, S>(job, k, b, p, c, sum);
       }
       if (!job.concat && k + 1 < job.maps) continue;
-      float* to = features + (c + (job.concat ? k * job.channels : 0)) * stride + column;
+      const int64_t channel = c + (job.concat ? k * job.channels : 0);
       for (int i = 0; i < N; ++i) {
         for (int term = 0; term < S; ++term) {
-          to[i * stride + term] = sum[term][i];
+          put(channel + i, column + term, sum[term][i]);
           sum[term][i] = 0;
         }
       }

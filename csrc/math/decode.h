@@ -42,6 +42,25 @@ struct DecoderShape {
   OCC_HD int64_t reversed_second(int64_t block) const { return reversed_first(depth) + block * square(); }
 };
 
+// Copies of the square and feature matrices whose weights are rounded, for products of rounded operands.
+enum Rounding : int { kExact = 0, kTf32 = 1, kBf16 = 2 };
+
+// In 32-bit words: C_0 .., F_0 .., S_0 .. (or W_0 .., which are `first` of a shape without features). A matrix is
+// [ceil(N / 16)][ceil(K / inputs)][words], zeros beyond N and K; `words` hold `inputs` weights of each of 16 outputs:
+//   CPU, bf16     inputs 2   [16 outputs][2]
+//   CUDA, tf32    inputs 8   [32 lanes][4]: fragment A of mma.m16n8k8
+//   CUDA, bf16    inputs 16  [32 lanes][4][2]: fragment A of mma.m16n8k16
+struct RoundedShape {
+  int64_t hidden, features, depth;
+  int inputs, words;
+
+  OCC_HD int64_t steps(int64_t count) const { return (count + inputs - 1) / inputs; }
+  OCC_HD int64_t matrix(int64_t count) const { return panels_of(hidden) * steps(count) * words; }
+  OCC_HD int64_t feature(int64_t block) const { return block * matrix(features); }
+  OCC_HD int64_t first(int64_t block) const { return feature(depth) + block * matrix(hidden); }
+  OCC_HD int64_t second(int64_t block) const { return first(depth) + block * matrix(hidden); }
+};
+
 // Decoder conditioned by scales and shifts. `layers` square matrices W_i with biases; before each, and before the
 // output, x = act(scale * net + shift). In this order: P, p_b, W_0 .., w_0 .., o, o_b (one panel). The affine tensor
 // holds (scale, shift) pairs of vectors [layers + 1][2][width] for every shape.

@@ -340,17 +340,17 @@ def test_opcheck() -> None:
     mask, dynamic, side, deep, cells, padding = case.layout.spec()
     integers, numbers = [16, 2, 0, 0, mask, dynamic, side, deep, int(cells)], [0.2, padding]
     for backward in (None, case.weights.reversed):
-        inputs = (maps, case.query, case.weights.packed, backward, integers, numbers)
+        inputs = (maps, case.query, case.weights.packed, None, backward, integers, numbers)
         torch.library.opcheck(decode_ops.decode, inputs, test_utils=tests)
     bricks = make_bricks(2, 3)
     every = torch.full_like(bricks.mask, -1)  # opcheck does not take NaN for equal to NaN
     nodes = (bricks.shape, bricks.corner, every)
     place = [bricks.spacing, bricks.origin]
-    inputs = (maps, case.weights.packed, *nodes, integers, [*numbers, *place])
+    inputs = (maps, case.weights.packed, None, *nodes, integers, [*numbers, *place])
     torch.library.opcheck(decode_ops.decode_bricks, inputs, test_utils=tests)
     query, weights, scale, shift, _ = make_conditional(16, 2)
     affine = torch.stack([scale, shift], dim=2)
-    inputs = (query, weights.packed, affine, None, [16, 2, 0], [0.0, 0.0], True)
+    inputs = (query, weights.packed, None, affine, None, [16, 2, 0], [0.0, 0.0], True)
     torch.library.opcheck(decode_ops.decode_conditional, inputs, test_utils=tests)
 
 
