@@ -31,7 +31,7 @@ _TOP = ("method", "inherit_from", "degrees")
 # Keys that the family's files carry beside those of default.yaml, section by section (some of them have no effect there
 # either), and this project's own: model.registration, test.ensemble.
 _MORE_KEYS: dict[str, str] = {
-    "data": "unit_size query_vol_size with_transforms",
+    "data": "unit_size query_vol_size with_transforms cells_per_spacing",
     "model": "encoder_latent encoder_latent_kwargs z_dim use_camera dmc_weight_prior local_coord pos_encoding "
     "n_channels use_poincloud registration quantization",
     "training": "similarity beta_vae",

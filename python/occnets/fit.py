@@ -89,7 +89,7 @@ def fit_to_points(
     count = min(options.neighbours, len(points))
     average = _averaging(len(vertices), faces)
     measured = cKDTree(points)
-    spacing = _spacing(measured, points)
+    spacing = point_spacing(measured, points)
     vertices = np.array(vertices, dtype=np.float64)
     if options.blur:
         support = np.clip(_FADING - measured.query(vertices, workers=-1)[0] / spacing, 0.0, 1.0)[:, None]
@@ -158,7 +158,7 @@ def _blurred(
     return total / weight
 
 
-def _spacing(tree: Any, points: NDArray[np.float64]) -> float:
+def point_spacing(tree: Any, points: NDArray[np.float64]) -> float:
     """Side of the square that one point represents, from the median radius that holds six neighbours."""
     sample = points[:: max(1, len(points) // 5000)]
     radius = float(np.median(tree.query(sample, min(7, len(points)))[0].reshape(len(sample), -1)[:, -1]))

@@ -55,13 +55,17 @@ def summary(record: Mapping[str, Any]) -> list[str]:
         f"model   {model['name']}, {model['parameters']:,} parameters, on {model['device']}",
         "time    " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in timings.items()) + " s",
         f"mesh    {mesh['vertices']:,} vertices, {mesh['faces']:,} faces, "
-        f"{'watertight' if mesh['watertight'] else 'NOT watertight'}, {mesh['components']} "
+        f"{_closed(mesh)}, {mesh['components']} "
         f"component{'s' * (mesh['components'] != 1)}"
         + (f" ({mesh['removed_components']} removed)" if mesh["removed_components"] else ""),
         *_changes(mesh),
         f"        volume {mesh['volume']:.6g}, area {mesh['area']:.6g}, size {_triple(mesh['size'])}",
         f"        bounds {_bounds(*mesh['bounds'])}",
     ]
+
+
+def _closed(mesh: Mapping[str, Any]) -> str:
+    return "watertight" if mesh["watertight"] else "open as asked" if "trimmed_from" in mesh else "NOT watertight"
 
 
 def _input(given: Mapping[str, Any]) -> str:
@@ -88,6 +92,8 @@ def _changes(mesh: Mapping[str, Any]) -> list[str]:
     found = []
     if refined := mesh.get("refinement"):
         found.append(f"refined: loss {refined['before']:.3g} to {refined['after']:.3g}")
+    if "trimmed_from" in mesh:
+        found.append(f"trimmed from {mesh['trimmed_from']:,} faces")
     if "simplified_from" in mesh:
         found.append(f"simplified from {mesh['simplified_from']:,} faces")
     return [f"        {', '.join(found)}"] if found else []

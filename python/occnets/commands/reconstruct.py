@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from occnets.commands.render import make_view
+from occnets.commands.scene import SCENE_MODEL, add_scene_options, check_scene_options, run_scene, scene_options
 from occnets.commands.talk import Talk
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ _EXAMPLES = """examples:
   occnets reconstruct scan.ply -o mesh.glb
   occnets reconstruct scan.las -o mesh.ply --resolution 256 --render picture.png
   occnets reconstruct scan.xyz -o mesh.obj --json --quiet > numbers.json
+  occnets reconstruct building.las -o mesh.ply --scene --open --memory 4G --resume work
   occnets reconstruct chair.png -o chair.ply --model onet-img
   occnets reconstruct model.binvox -o model.ply --model convonet-voxel-grid32 --precision bf16
 """
@@ -45,7 +47,7 @@ def add_parser(commands: Any) -> None:
     add("-o", "--output", type=Path, required=True, help="mesh to write: .ply .obj .off .stl or .glb")
     group = parser.add_argument_group("model and surface")
     add = group.add_argument
-    add("--model", default=DEFAULT_MODEL, help="name (see 'occnets models'), folder or weights file [%(default)s]")
+    add("--model", help=f"name (see 'occnets models'), folder or weights file [{DEFAULT_MODEL}]")
     add("--config", help="configuration of a weights file: a YAML file or a packaged name")
     add("--resolution", type=int, default=128, metavar="R", help="lattice cells along a side, 8 to 2048 [%(default)s]")
     add("--threshold", type=float, metavar="P", help="occupancy probability of the surface [the model's]")
@@ -77,6 +79,7 @@ def add_parser(commands: Any) -> None:
     add("--normals", action="store_true", help="write vertex normals")
     _add_optimization(parser)
     _add_input(parser.add_argument_group("input").add_argument)
+    add_scene_options(parser)
     _add_reports(parser.add_argument_group("reports").add_argument)
     parser.set_defaults(run=run)
 
@@ -132,7 +135,9 @@ def _amount(text: str) -> int | float:
 
 def run(args: argparse.Namespace) -> int:
     """``occnets reconstruct``."""
+    check_scene_options(args)
     _check_paths(args)
+    args.model = args.model or (SCENE_MODEL if args.scene else DEFAULT_MODEL)
     talk, timings, start = Talk(args.quiet), {}, time.perf_counter()
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
@@ -141,8 +146,9 @@ def run(args: argparse.Namespace) -> int:
         timings[name] = timings.get(name, 0.0) + time.perf_counter() - began
         return result
 
-    work = timed("read", lambda: _read(args))
-    options = timed("import", lambda: _options(args))  # a wrong option is reported before weights are loaded
+    work = timed("read", lambda: _read(args, talk))
+    chosen = scene_options if args.scene else _options
+    options = timed("import", lambda: chosen(args))  # a wrong option is reported before weights are loaded
     try:
         reconstructor = timed("load", lambda: _load(args, talk))
         result = work(reconstructor, options, talk.progress())
@@ -175,7 +181,7 @@ def _check_paths(args: argparse.Namespace) -> None:
         raise ValueError("two of the input, output, picture and report are the same file; give each its own name")
 
 
-def _read(args: argparse.Namespace) -> Callable[[Reconstructor, Any, Any], Reconstruction]:
+def _read(args: argparse.Namespace, talk: Talk) -> Callable[[Reconstructor, Any, Any], Reconstruction]:
     """Read the input; what comes back reconstructs it."""
     from occnets.io import IMAGE_ENDINGS, is_voxel_file, read_image, read_points, read_pose, read_voxels
 
@@ -184,8 +190,12 @@ def _read(args: argparse.Namespace) -> Callable[[Reconstructor, Any, Any], Recon
         raise ValueError(f"--pose is the camera of a picture, but {args.input} is none")
     if not picture and not is_voxel_file(args.input):
         cloud = read_points(args.input, sample=args.sample, seed=args.seed)
+        if args.scene:
+            return lambda owner, options, progress: run_scene(owner, cloud, options, args, talk)
         keep = _keeper(args) if args.save_every else None
         return lambda owner, options, progress: owner.reconstruct(cloud, options, progress=progress, on_mesh=keep)
+    if args.scene:
+        raise ValueError(f"--scene is for clouds and meshes, but {args.input} is none")
     if args.optimize is not None:
         raise ValueError(f"--optimize adapts the network to measured points, but {args.input} holds none")
     if args.sample is not None or args.points is not None:

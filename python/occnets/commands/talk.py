@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-_UNITS = {"refine": " steps", "optimize": " steps", "download": "B"}
+_UNITS = {"refine": " steps", "optimize": " steps", "tiles": " tiles", "download": "B"}
 
 
 class Talk:

@@ -15,7 +15,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -44,7 +44,8 @@ class PoolConfig:
     voxels: int = 0
 
 
-def _quantise(points: Tensor) -> NDArray[np.int16]:
+def quantise(points: Tensor) -> NDArray[np.int16]:
+    """Coordinates in units of ``UNIT``."""
     return np.asarray(torch.round(points / UNIT).clamp(-32767, 32767).to(torch.int16).numpy())
 
 
@@ -52,10 +53,10 @@ def generate(seed: int, sizes: PoolConfig, config: ShapeConfig | None = None) ->
     """Compact arrays of ``random_shape(seed)``, keyed like a chunk without the leading axis."""
     solid = random_shape(seed, config)
     points, normals = solid.surface(sizes.surface, seed)
-    queries = _quantise(query_points(points, sizes.queries, seed))
+    queries = quantise(query_points(points, sizes.queries, seed))
     occupied = solid.occupancy(torch.from_numpy(queries.astype(np.float32)) * UNIT)
     arrays = {
-        "points": _quantise(points),
+        "points": quantise(points),
         "normals": torch.round(normals * 127).to(torch.int8).numpy(),
         "queries": queries,
         "occupancy": np.packbits(occupied.numpy()),
@@ -75,7 +76,11 @@ def voxel_centers(side: int) -> Tensor:
 
 def write_chunk(path: Path, seeds: range, sizes: PoolConfig, config: ShapeConfig | None = None) -> int:
     """Generate the shapes of ``seeds`` and write them to ``path`` in one step (temporary name, then rename)."""
-    rows = [generate(seed, sizes, config) for seed in seeds]
+    return save_rows(path, [generate(seed, sizes, config) for seed in seeds])
+
+
+def save_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Write the shapes ``rows``, as :func:`generate` returns them, to the chunk file ``path``; returns their number."""
     arrays: dict[str, Any] = {name: np.stack([np.asarray(row[name]) for row in rows]) for name in rows[0]}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

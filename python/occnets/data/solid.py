@@ -118,6 +118,12 @@ class Solid:
                 return torch.cat(points)[:count], torch.cat(normals)[:count]
         raise DegenerateShape(f"Solid.surface: found {found} of {count} surface points; the solid is too thin or empty")
 
+    def area(self, tries: int = 20_000, seed: int = 0) -> float:
+        """Estimate of the surface's area from the share of random segments that cross it (Cauchy-Crofton)."""
+        *_, rate = self._crossings(tries, 0, torch.Generator().manual_seed(seed))
+        volume = self.cells.centers.shape[0] * (self.cells.side / self.scale) ** 3
+        return 2.0 * rate * volume / SEGMENT
+
     def _crossings(self, tries: int, needed: int, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
         """About ``needed`` surface points and normals at most from ``tries`` random segments, and the rate of hits."""
         centers = self.cells.centers

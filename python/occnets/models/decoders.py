@@ -33,6 +33,8 @@ class DecoderOptions:
             adding them; ``fc_c`` then takes ``c_dim * num_maps`` channels.
         num_maps: number of maps, needed by ``concat_feat`` only.
         registration: own extension, as in :class:`occnets.models.encoders.LocalPoolOptions`.
+        position: own extension: false hides the query's coordinates from the network, which then sees features only,
+            and so says the same of the same surroundings wherever they are. ``fc_p.weight`` is zero and stays so.
     """
 
     dim: int = 3
@@ -45,6 +47,7 @@ class DecoderOptions:
     concat_feat: bool = False
     num_maps: int = 1
     registration: str = "corners"
+    position: bool = True
 
 
 def check_sample_mode(sample_mode: str, known: tuple[str, ...] = ("bilinear", "nearest")) -> None:
@@ -89,6 +92,8 @@ class LocalDecoder(nn.Module):
         channels = o.c_dim * o.num_maps if o.concat_feat else o.c_dim
         self.fc_c = nn.ModuleList(nn.Linear(channels, o.hidden_size) for _ in range(o.n_blocks))
         self.fc_p = nn.Linear(o.dim, o.hidden_size)
+        if not o.position:
+            nn.init.zeros_(self.fc_p.weight).requires_grad_(False)
         self.blocks = nn.ModuleList(ResnetBlockFC(o.hidden_size) for _ in range(o.n_blocks))
         self.fc_out = nn.Linear(o.hidden_size, 1)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -72,3 +73,61 @@ class _CenteredGroupNorm(torch.autograd.Function):
             [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2]],
         )
         return (*gradients, None, None)
+
+
+class FixedNorm(nn.Module):
+    """A scale and a shift for each channel: what a norm does whose statistics no longer change.
+
+    Args:
+        scale, shift: (C,).
+    """
+
+    def __init__(self, scale: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale and shift (B, C, ...)."""
+        size = (-1,) + (1,) * (x.dim() - 2)
+        return x * self.scale.view(size) + self.shift.view(size)
+
+
+def average_norms(network: nn.Module, run: Callable[[], None]) -> dict[str, FixedNorm]:
+    """What the group norms of a network do on average.
+
+    Args:
+        network: with group norms.
+        run: passes some inputs through the network, each with norms of its own.
+
+    Returns:
+        For the name of every ``nn.GroupNorm``, the scale and shift from the mean of the first and second moments of its
+        inputs.
+    """
+    norms = {key: part for key, part in network.named_modules() if isinstance(part, nn.GroupNorm)}
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def watch(key: str) -> Any:
+        def hook(norm: nn.GroupNorm, inputs: tuple[Tensor, ...]) -> None:
+            groups = inputs[0].detach().double().unflatten(1, (norm.num_groups, -1)).flatten(2)
+            found = torch.stack([groups.mean(dim=2), groups.square().mean(dim=2)]).sum(dim=1)
+            sums[key] = found + sums.get(key, 0.0)
+            counts[key] = counts.get(key, 0) + len(groups)
+
+        return hook
+
+    handles = [part.register_forward_pre_hook(watch(key)) for key, part in norms.items()]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    fixed = {}
+    for key, norm in norms.items():
+        spread = norm.num_channels // norm.num_groups
+        mean, square = (sums[key] / counts[key]).repeat_interleave(spread, dim=1)
+        scale = norm.weight.detach() * (square - mean.square() + norm.eps).rsqrt()
+        fixed[key] = FixedNorm(scale.float(), (norm.bias.detach() - mean * scale).float())
+    return fixed

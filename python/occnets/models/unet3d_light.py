@@ -31,6 +31,8 @@ class UNet3DLightOptions:
         upscale: sub-voxel factor u: the output grid has u times the resolution of the input grid.
         head_channels: width of an extra 1x1x1 convolution with ReLU before the last one; ``None`` = no such layer.
         num_groups: groups of the group norms; must divide ``in_channels`` and every width.
+        norm: ``"group"``, or ``"none"``: every output then depends on a bounded part of the input only, as scenes that
+            are reconstructed window by window need; the first convolution of a block gets a bias instead.
     """
 
     in_channels: int = 32
@@ -41,18 +43,20 @@ class UNet3DLightOptions:
     upscale: int = 2
     head_channels: int | None = None
     num_groups: int = 8
+    norm: str = "group"
 
 
 class ResidualBlock3d(nn.Module):
     """``x + conv(relu(conv(norm(x))))``, or with ``single`` ``x + relu(conv(norm(x)))``; 3x3x3 without bias.
 
-    The shortcut is a 1x1x1 convolution without bias when the widths differ.
+    The shortcut is a 1x1x1 convolution without bias when the widths differ. With ``num_groups`` 0 there is no norm, and
+    the first convolution has a bias.
     """
 
     def __init__(self, in_channels: int, out_channels: int, num_groups: int, single: bool = False) -> None:
         super().__init__()
-        self.norm = GroupNorm(num_groups, in_channels)
-        self.conv1 = Conv3d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.norm = GroupNorm(num_groups, in_channels) if num_groups else nn.Identity()
+        self.conv1 = Conv3d(in_channels, out_channels, 3, padding=1, bias=not num_groups)
         self.conv2 = None if single else Conv3d(out_channels, out_channels, 3, padding=1, bias=False)
         self.shortcut = None if in_channels == out_channels else Conv3d(in_channels, out_channels, 1, bias=False)
 
@@ -83,7 +87,7 @@ class UNet3DLight(nn.Module):
         widths = level_widths(options.f_maps, options.num_levels)
         blocks = [options.blocks] * (len(widths) - 1) if isinstance(options.blocks, int) else list(options.blocks)
         _check_light(options, widths, blocks)
-        groups = options.num_groups
+        groups = options.num_groups if options.norm == "group" else 0
         self.stem = ResidualBlock3d(options.in_channels, widths[0], groups, single=True)
         self.down = nn.ModuleList(
             nn.Sequential(
@@ -146,7 +150,9 @@ def _check_light(options: UNet3DLightOptions, widths: Sequence[int], blocks: Seq
             f"UNet3DLight: blocks needs one positive number for each of the {len(widths) - 1} levels below the first, "
             f"got {options.blocks!r}"
         )
-    for channels in (options.in_channels, *widths):
+    if options.norm not in ("group", "none"):
+        raise ValueError(f"UNet3DLight: norm must be 'group' or 'none', got {options.norm!r}")
+    for channels in (options.in_channels, *widths) if options.norm == "group" else ():
         if channels % options.num_groups:
             raise ValueError(f"UNet3DLight: num_groups {options.num_groups} must divide the width {channels}")
     if options.upscale < 1:

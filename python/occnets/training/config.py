@@ -138,6 +138,8 @@ class RunConfig:
     Attributes:
         output: folder for logs, checkpoints and the exported model.
         name: name of the exported model.
+        initial: bundled model or model folder whose weights to start from, see ``occnets.training.warm``; empty for
+            random weights.
         max_steps: optimiser steps after which training ends; 0 for no limit.
         max_minutes: training minutes, summed over resumed parts, after which training ends; 0 for no limit.
             The learning rate follows whichever limit is nearer.
@@ -153,6 +155,7 @@ class RunConfig:
 
     output: str = "run"
     name: str = "convonet-grid"
+    initial: str = ""
     max_steps: int = 0
     max_minutes: float = 0.0
     seed: int = 0

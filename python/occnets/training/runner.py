@@ -18,7 +18,7 @@ from occnets._optional import optional
 from occnets.config import ConfigError
 from occnets.training.callbacks import Keeper, RunLog, report
 from occnets.training.config import TrainConfig
-from occnets.training.data import PoolDataModule, ShapeSource, enough_shapes
+from occnets.training.data import PoolDataModule, ShapeSource, enough_shapes, training_batch
 from occnets.training.export import export, read_checkpoint
 from occnets.training.module import OccupancyModule
 
@@ -180,7 +180,10 @@ def train(
         )
     device = choose_device(config.run.device)
     precision = choose_precision(config.run.precision, device)
-    module = OccupancyModule(network(config), config, precision, teacher=load_teacher(config))
+    model = network(config)
+    if config.run.initial and resume is None:
+        _start_from(model, config, data.source)
+    module = OccupancyModule(model, config, precision, teacher=load_teacher(config))
     log = RunLog(folder, config.run.log_steps)
     keeper = Keeper(folder, log)
     trainer = _trainer(config, folder, [log, keeper])
@@ -193,6 +196,13 @@ def train(
         report(f"stopped at step {trainer.global_step}; continue with --resume {keeper.path}")
         return None
     return export(keeper.path, folder / config.run.name)
+
+
+def _start_from(model: nn.Module, config: TrainConfig, source: ShapeSource) -> None:
+    from occnets.training.warm import warm_start
+
+    left = warm_start(model, config.run.initial, [training_batch(source, config, 2**62 + k) for k in range(8)])
+    report(f"weights of {config.run.initial}" + (f", random: {', '.join(left)}" if left else ""))
 
 
 def check_resumable(config: TrainConfig, path: str | Path) -> None:
