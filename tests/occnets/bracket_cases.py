@@ -106,7 +106,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "dpconvonet": {"model": _planes(), "steps": 800},
     "transonet": {"model": _encoder(plane_resolution=32, embed_dim=64), "steps": 800},
     "transonet-light": {"model": _planes(), "steps": 800, "smoke": 60, "smoke_rate": 4e-3},
-    "transonet-published": {"model": {}, "steps": 1000, "rate": 3e-4, "smoke": 70, "smoke_rate": 6e-4},
+    "transonet-published": {"model": {}, "steps": 1000, "rate": 3e-4, "smoke": 120, "smoke_rate": 6e-4},
 }
 """Packaged training configurations of the networks that read points: a smaller network, and how it is trained."""
 
