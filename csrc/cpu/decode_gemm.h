@@ -215,32 +215,37 @@ OCC_INLINE void accumulate(const Factor& factor, int64_t row, int64_t column, Ve
   accumulate_as<false, MR, NR>(factor, row, column, sum);
 }
 
-// The sums of one block, out of line: with the epilogues around it the loop would run out of address registers.
+constexpr int kSumRows = 48;  // a multiple of kRowStep
+
+// The sums of the blocks of rows [begin, end), out of line: with the epilogues around it the loop would run out of
+// address registers. Several blocks a call, which the calls' own work is small beside.
 template <int MR, int NR>
-OCC_NOINLINE void block_sums(const Factor& a, const Factor& b, int64_t row, int64_t column, const float* bias,
+OCC_NOINLINE void block_sums(const Factor& a, const Factor& b, int begin, int end, int64_t column, const float* bias,
                              float* out) {
-  Vector sum[MR][NR];
-  OCC_UNROLL for (int v = 0; v < NR; ++v) {
-    const Vector start = bias ? load(bias + column + v * kVector) : Vector{};
-    OCC_UNROLL for (int r = 0; r < MR; ++r) sum[r][v] = start;
-  }
-  accumulate<MR, NR>(a, row, column, sum);
-  accumulate<MR, NR>(b, row, column, sum);
-  OCC_UNROLL for (int r = 0; r < MR; ++r) {
-    OCC_UNROLL for (int v = 0; v < NR; ++v) store_simd(out + (r * NR + v) * kVector, sum[r][v]);
+  for (int row = begin; row < end; row += MR) {
+    Vector sum[MR][NR];
+    OCC_UNROLL for (int v = 0; v < NR; ++v) {
+      const Vector start = bias ? load(bias + column + v * kVector) : Vector{};
+      OCC_UNROLL for (int r = 0; r < MR; ++r) sum[r][v] = start;
+    }
+    accumulate<MR, NR>(a, row, column, sum);
+    accumulate<MR, NR>(b, row, column, sum);
+    OCC_UNROLL for (int r = 0; r < MR; ++r) {
+      OCC_UNROLL for (int v = 0; v < NR; ++v, out += kVector) store_simd(out, sum[r][v]);
+    }
   }
 }
 
 template <int MR, int NR, class E>
 OCC_INLINE void multiply_columns(int rows, int64_t column, const float* bias, const Factor& a, const Factor& b,
                                  const E& epilogue) {
-  alignas(64) float sums[MR * NR * kVector];
-  for (int row = 0; row < rows; row += MR) {
-    block_sums<MR, NR>(a, b, row, column, bias, sums);
-    OCC_UNROLL for (int r = 0; r < MR; ++r) {
-      OCC_UNROLL for (int v = 0; v < NR; ++v) {
-        epilogue(row + r, column + v * kVector, load(sums + (r * NR + v) * kVector));
-      }
+  alignas(64) float sums[kSumRows * NR * kVector];
+  for (int begin = 0; begin < rows; begin += kSumRows) {
+    const int end = rows - begin < kSumRows ? rows : begin + kSumRows;
+    block_sums<MR, NR>(a, b, begin, end, column, bias, sums);
+    const float* from = sums;
+    for (int row = begin; row < end; ++row) {
+      OCC_UNROLL for (int v = 0; v < NR; ++v, from += kVector) epilogue(row, column + v * kVector, load(from));
     }
   }
 }
