@@ -212,8 +212,8 @@ def test_double_precision_and_autocast() -> None:
         double = model.double()(query.double(), cloud.double())
     assert double.dtype == torch.float64 and torch.equal(features["c_mat"], frames)
     torch.testing.assert_close(single, double.float(), atol=1e-4, rtol=1e-4)
-    assert rough.dtype == torch.bfloat16
-    assert (rough.float() - single).abs().mean() < 0.05 * single.std()
+    assert rough.dtype == torch.float32  # the points' features are rough; scattering and the fused decoder are not
+    assert (rough - single).abs().mean() < 0.05 * single.std()
 
 
 def test_reconstructor_drives_a_network_on_dynamic_planes() -> None:

@@ -132,8 +132,10 @@ def test_half_precision_keeps_the_planes_and_nearly_the_logits(encoder: str) -> 
         with torch.autocast("cpu", dtype=torch.bfloat16):
             features = model.encode(cloud)
             rough = model.decode(query, features)
-    assert torch.equal(features["c_mat"], exact["c_mat"]) and rough.dtype == torch.bfloat16
-    assert (rough.float() - logits).abs().mean() < 0.1 * logits.std()
+    assert torch.equal(features["c_mat"], exact["c_mat"])
+    # The features are rough; the fused decoder reads them as they are and computes in float32.
+    assert any(value.dtype == torch.bfloat16 for value in features.values()) and rough.dtype == torch.float32
+    assert (rough - logits).abs().mean() < 0.1 * logits.std()
 
 
 def test_blocks_run_on_the_tokens_that_are_left() -> None:
