@@ -137,7 +137,7 @@ void stream_cells(const Rows<S>& r, int64_t b, int64_t local, int first, int las
   StreamMaps<S> m{};
   m.maps = last - first;
   m.points = s.count;
-  m.channels = s.channels;
+  m.channels = m.stride = s.channels;
   for (int k = 0; k < m.maps; ++k) {
     m.rows[k] = r.scratch + (local * r.rows + rows_before(s, first + k)) * s.channels;
     m.index[k] = r.job.index + points_begin(s, b, first + k);
@@ -145,7 +145,7 @@ void stream_cells(const Rows<S>& r, int64_t b, int64_t local, int first, int las
   }
   const int64_t begin = part * kStreamChannels;
   const int64_t end = begin + kStreamChannels < s.channels ? begin + kStreamChannels : s.channels;
-  stream_channels(m, r.values + b * s.count * s.channels, step == Step::kMax, begin, end);
+  stream_channels<false>(m, r.values + b * s.count * s.channels, step == Step::kMax, begin, end);
   if constexpr (step == Step::kMean) {
     for (int k = 0; k < m.maps; ++k) {
       const int32_t* starts = r.job.offsets + starts_begin(s, b, first + k);

@@ -7,8 +7,6 @@
 //   sorted:   one segment per cell, reduced in registers. For maps too large for the cache, and where the argument of a
 //             maximum is wanted.
 #include <cstdlib>
-#include <cstring>
-#include <limits>
 
 #include "common/parallel.h"
 #include "cpu/pool_jobs.h"
@@ -19,7 +17,6 @@ namespace occ::cpu::OCC_ISA {
 namespace {
 
 constexpr int64_t kCellBlock = 512;
-constexpr int64_t kFeaturesAhead = 32;  // points; rows of more than a cache line are not fetched in time by themselves
 constexpr int64_t kPointBlock = 1024;
 
 struct Sizes {
@@ -27,59 +24,20 @@ struct Sizes {
   explicit Sizes(const BinShape& s) : maps(s.last - s.first), points(s.count), channels(s.channels), target(s.target) {}
 };
 
-// One map's cells in 16 neighbouring channels.
+// The accumulators of a map into the output's rows: empty cells become 0, sums become means.
 template <class S>
-struct Sums {
-  S* rows;  // kStreamChannels values a cell
-  int32_t* counts;
-  int64_t cells;
-};
-
-// Adds channels [0, W) of all points; with `counted`, counts them too.
-template <bool is_max, int W, class S>
-OCC_INLINE void add_points(const Sums<S>& sums, const S* features, int64_t channels, const int32_t* index,
-                           int64_t points, bool counted, int64_t c) {
-  Pack<S, W> start;
-  S first[W];
-  for (int j = 0; j < W; ++j) first[j] = is_max ? -std::numeric_limits<S>::infinity() : S(0);
-  start.load(first);
-  for (int64_t cell = 0; cell < sums.cells; ++cell) start.store(sums.rows + cell * kStreamChannels + c);
-  if (counted) memset(sums.counts, 0, sums.cells * sizeof(int32_t));
-  for (int64_t n = 0; n < points; ++n) {
-    if (n + kStreamAhead < points) {
-      const int32_t later = index[n + kStreamAhead];
-      OCC_PREFETCH(sums.rows + (later < 0 ? 0 : later) * kStreamChannels + c);
-    }
-    OCC_PREFETCH(features + (n + kFeaturesAhead < points ? n + kFeaturesAhead : n) * channels + c);
-    const uint64_t cell = static_cast<uint64_t>(static_cast<int64_t>(index[n]));  // -1 is large
-    if (cell >= static_cast<uint64_t>(sums.cells)) continue;
-    S* at = sums.rows + cell * kStreamChannels + c;
-    Pack<S, W> sum;
-    sum.load(at);
-    if constexpr (is_max) {
-      sum.raise(features + n * channels + c);
-    } else {
-      sum.add(features + n * channels + c);
-    }
-    sum.store(at);
-    if (counted) ++sums.counts[cell];
-  }
-}
-
-// Sums into the output's rows: empty cells become 0, sums become means.
-template <class S>
-void finish_cells(const Sums<S>& sums, int reduce, int64_t width, S* out, int64_t channels) {
-  for (int64_t cell = 0; cell < sums.cells; ++cell) {
-    const int32_t count = sums.counts[cell];
+void finish_cells(const StreamMaps<S>& m, int reduce, int64_t width, S* out) {
+  for (uint64_t cell = 0; cell < m.limit[0]; ++cell) {
+    const int32_t count = m.counts[cell];
     for_channels<16>(0, width, [&](int64_t c, auto w) {
       Pack<S, decltype(w)::value> sum;
-      sum.load(sums.rows + cell * kStreamChannels + c);
+      sum.load(m.rows[0] + cell * m.stride + c);
       if (count == 0) {
         sum.clear();
       } else if (reduce == kMean && count > 1) {
         sum.divide(static_cast<S>(count));
       }
-      sum.store(out + cell * channels + c);
+      sum.store(out + cell * m.channels + c);
     });
   }
 }
@@ -97,23 +55,18 @@ void stream(const ScatterJob& job) {
       *job.failed = true;
       return;
     }
-    Sums<S> sums;
-    sums.rows = reinterpret_cast<S*>((reinterpret_cast<uintptr_t>(memory) + 63) / 64 * 64);
-    sums.counts = reinterpret_cast<int32_t*>(sums.rows + s.target * kStreamChannels);
-    sums.cells = s.target;
+    StreamMaps<S> m{};
+    m.rows[0] = reinterpret_cast<S*>((reinterpret_cast<uintptr_t>(memory) + 63) / 64 * 64);
+    m.counts = reinterpret_cast<int32_t*>(m.rows[0] + s.target * kStreamChannels);
+    m.index[0] = job.index + points_begin(s, b, s.first + static_cast<int>(map));
+    m.limit[0] = static_cast<uint64_t>(s.target);
+    m.points = s.count;
+    m.channels = s.channels;
+    m.stride = kStreamChannels;
     const int64_t width = first + kStreamChannels < s.channels ? kStreamChannels : s.channels - first;
-    const int32_t* index = job.index + points_begin(s, b, s.first + static_cast<int>(map));
-    const S* features = static_cast<const S*>(job.in) + b * s.count * s.channels + first;
-    for_channels<16>(0, width, [&](int64_t c, auto w) {
-      constexpr int W = decltype(w)::value;
-      if (job.reduce == kMax) {
-        add_points<true, W>(sums, features, s.channels, index, s.count, c == 0, c);
-      } else {
-        add_points<false, W>(sums, features, s.channels, index, s.count, c == 0, c);
-      }
-    });
-    finish_cells(sums, job.reduce, width, static_cast<S*>(job.out) + (b * z.maps + map) * s.target * s.channels + first,
-                 s.channels);
+    stream_channels<true>(m, static_cast<const S*>(job.in) + b * s.count * s.channels + first, job.reduce == kMax, 0,
+                          width);
+    finish_cells(m, job.reduce, width, static_cast<S*>(job.out) + (b * z.maps + map) * s.target * s.channels + first);
     free(memory);
   });
 }
