@@ -27,8 +27,8 @@ class NormalizedDecoder(nn.Module):
     """What the decoders share: norm, activation, layer, N times, then norm, activation, output.
 
     The positional layer, the N square layers and the output are linear layers or 1x1 convolutions, both computed as
-    matrix products of rows (B, M, H). Subclasses create the layers under the family's names and return them from
-    ``norms``, ``layers`` and ``ends``.
+    matrix products of rows (B, M, H). Subclasses create the layers under the family's names; those whose square layers
+    are not in ``block0`` to ``block4``, or have other norms, return them from ``norms``, ``layers`` and ``ends``.
 
     Attributes:
         options: of the decoder.
@@ -42,11 +42,11 @@ class NormalizedDecoder(nn.Module):
 
     def norms(self) -> Sequence[nn.Module]:
         """The N + 1 norms: one before each square layer, one before the output."""
-        raise NotImplementedError
+        return [*_of_blocks(_numbered(self, "block"), "bn"), self.bn]
 
     def layers(self) -> Sequence[nn.Module]:
         """The N square layers."""
-        raise NotImplementedError
+        return _of_blocks(_numbered(self, "block"), "fc")
 
     def ends(self) -> tuple[nn.Module, nn.Module]:
         """The positional layer and the output layer."""
@@ -57,8 +57,9 @@ class NormalizedDecoder(nn.Module):
         return features["c"]
 
     def offset(self, features: Mapping[str, Tensor]) -> Tensor | None:
-        """(B, H) added to the output of the positional layer, or ``None``."""
-        return None
+        """(B, H) added to the output of the positional layer: the codes there are layers for; ``None`` if for none."""
+        parts = [self.get_submodule(f"fc_{code}")(features[code]) for code in ("z", "c") if hasattr(self, f"fc_{code}")]
+        return sum(parts[1:], parts[0]) if parts else None
 
     def forward(self, query: Tensor, features: Mapping[str, Tensor]) -> Tensor:
         """Map queries (B, M, 3) to logits (B, M)."""
@@ -157,14 +158,6 @@ class FCDecoder(NormalizedDecoder):
         """See :meth:`NormalizedDecoder.norms`."""
         return [NoNorm(self.options.hidden_size)] * (2 * _BLOCKS + 1)
 
-    def layers(self) -> Sequence[nn.Module]:
-        """See :meth:`NormalizedDecoder.layers`."""
-        return _of_blocks(_numbered(self, "block"), "fc")
-
-    def offset(self, features: Mapping[str, Tensor]) -> Tensor | None:
-        """See :meth:`NormalizedDecoder.offset`."""
-        return _sum_of_codes(self, features)
-
 
 @dataclasses.dataclass(frozen=True)
 class CBNOptions:
@@ -221,18 +214,6 @@ class CBNDecoder(NormalizedDecoder):
         self.bn = ConditionalBatchNorm(o.c_dim, o.hidden_size, o.legacy)
         self.fc_out = nn.Conv1d(o.hidden_size, 1, 1)
 
-    def norms(self) -> Sequence[nn.Module]:
-        """See :meth:`NormalizedDecoder.norms`."""
-        return [*_of_blocks(_numbered(self, "block"), "bn"), self.bn]
-
-    def layers(self) -> Sequence[nn.Module]:
-        """See :meth:`NormalizedDecoder.layers`."""
-        return _of_blocks(_numbered(self, "block"), "fc")
-
-    def offset(self, features: Mapping[str, Tensor]) -> Tensor | None:
-        """See :meth:`NormalizedDecoder.offset`."""
-        return self.fc_z(features["z"]) if self.options.z_dim else None
-
 
 @dataclasses.dataclass(frozen=True)
 class CBN2Options:
@@ -283,8 +264,12 @@ class CBN2Decoder(NormalizedDecoder):
         return self.conv_p, self.conv_out
 
     def condition(self, features: Mapping[str, Tensor]) -> Tensor:
-        """See :meth:`NormalizedDecoder.condition`."""
+        """The latent code enters here."""
         return features["c"] + self.fc_z(features["z"]) if self.options.z_dim else features["c"]
+
+    def offset(self, features: Mapping[str, Tensor]) -> Tensor | None:
+        """None: the latent code is part of the condition."""
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,10 +314,6 @@ class CBNPlainDecoder(NormalizedDecoder):
         """See :meth:`NormalizedDecoder.layers`."""
         return _numbered(self, "fc_")
 
-    def offset(self, features: Mapping[str, Tensor]) -> Tensor | None:
-        """See :meth:`NormalizedDecoder.offset`."""
-        return self.fc_z(features["z"]) if self.options.z_dim else None
-
 
 class BNDecoder(NormalizedDecoder):
     """Ordinary batch norm; condition and latent code are added once after the positional layer (``batchnorm``).
@@ -356,24 +337,6 @@ class BNDecoder(NormalizedDecoder):
             self.add_module(f"block{index}", _Block(o.hidden_size, *norms))
         self.bn = UnconditionalBatchNorm(o.hidden_size)
         self.fc_out = nn.Conv1d(o.hidden_size, 1, 1)
-
-    def norms(self) -> Sequence[nn.Module]:
-        """See :meth:`NormalizedDecoder.norms`."""
-        return [*_of_blocks(_numbered(self, "block"), "bn"), self.bn]
-
-    def layers(self) -> Sequence[nn.Module]:
-        """See :meth:`NormalizedDecoder.layers`."""
-        return _of_blocks(_numbered(self, "block"), "fc")
-
-    def offset(self, features: Mapping[str, Tensor]) -> Tensor | None:
-        """See :meth:`NormalizedDecoder.offset`."""
-        return _sum_of_codes(self, features)
-
-
-def _sum_of_codes(decoder: nn.Module, features: Mapping[str, Tensor]) -> Tensor | None:
-    parts = [decoder.fc_z(features["z"])] if decoder.options.z_dim else []
-    parts += [decoder.fc_c(features["c"])] if decoder.options.c_dim else []
-    return sum(parts[1:], parts[0]) if parts else None
 
 
 def _numbered(module: nn.Module, prefix: str, count: int = _BLOCKS) -> list[nn.Module]:
