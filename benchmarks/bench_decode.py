@@ -17,13 +17,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from turns import Run, bench, measure
 
 import occkernels as occ
 from occkernels import ConditionalWeights, DecoderWeights, FeatureLayout, QueryBricks
 
 QUERIES, CHANNELS, HIDDEN, BLOCKS = 100_000, 32, 32, 5
 AXES = {"xz": (0, 2), "xy": (0, 1), "yz": (1, 2)}
-Run = Callable[[], Any]
 
 
 class Block(nn.Module):
@@ -246,19 +246,8 @@ CASES: dict[str, Callable[[], tuple[Run, Run]]] = {
 def test_decode(benchmark: Any, name: str, side: str) -> None:
     benchmark.group = name
     benchmark.extra_info["path"] = side
-    benchmark(CASES[name]()[("torch", "occkernels").index(side)])
-
-
-def measure(pair: tuple[Run, Run], repeats: int, clock: Callable[[], float]) -> tuple[list[float], list[float]]:
-    """Seconds of both sides, taking turns."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for turn in range(repeats + 1):
-        for run, into in zip(pair, seconds, strict=True):
-            start = clock()
-            run()
-            if turn:
-                into.append(clock() - start)
-    return seconds
+    theirs, ours = CASES[name]()
+    bench(benchmark, ours if side == "occkernels" else theirs, None if side == "occkernels" else ours, rounds=9)
 
 
 def main() -> None:

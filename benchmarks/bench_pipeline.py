@@ -25,6 +25,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "tests" / "occnets")]
 
 import original  # noqa: E402
 from original_octree import SerialOctree  # noqa: E402
+from turns import bench  # noqa: E402
 
 from convonet_cases import golden, golden_config  # noqa: E402
 from occkernels import ExtractOptions, extract  # noqa: E402
@@ -117,7 +118,6 @@ def test_pipeline(benchmark: Any, system: str, with_encoder: bool, levels: int, 
         maps = pipeline.encode(cloud)
         vertices, _ = pipeline.mesh(maps, levels)
         same_surface(vertices, expected_mesh(system, levels), INITIAL << levels)
-        ours = path == "occkernels"
 
         def run() -> Any:
             return pipeline.mesh(pipeline.encode(cloud) if with_encoder else maps, levels)
@@ -125,4 +125,9 @@ def test_pipeline(benchmark: Any, system: str, with_encoder: bool, levels: int, 
         first = "cloud" if with_encoder else "features"
         benchmark.group = f"{first} to mesh, {system}, {INITIAL}^3 to {INITIAL << levels}^3"
         benchmark.extra_info["path"] = path
-        benchmark.pedantic(run, rounds=9 if ours else 3, warmup_rounds=1)
+        if path == "occkernels":
+            bench(benchmark, run, None, rounds=9)
+        else:
+            ours = Ours(model)
+            own = ours.encode(cloud)
+            bench(benchmark, run, lambda: ours.mesh(ours.encode(cloud) if with_encoder else own, levels), rounds=5)

@@ -8,12 +8,12 @@ With torch_scatter itself where it is installed, and always with torch's own sca
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from turns import Run, bench
 
 import occkernels as occ
 from occkernels import FeatureLayout
@@ -102,11 +102,11 @@ def torch_scatter_pool(cells: list[Tensor], features: Tensor) -> Tensor:
     return pooled.mT
 
 
-def measure(benchmark: Any, group: str, path: str, run: Callable[[], Any], rounds: int = 15) -> None:
+def measure(benchmark: Any, group: str, path: str, run: Run, ours: Run) -> None:
     benchmark.group = group
     benchmark.extra_info["path"] = path
     with torch.inference_mode():
-        benchmark.pedantic(run, rounds=rounds, warmup_rounds=3)
+        bench(benchmark, run, None if path == "occkernels" else ours, rounds=25, warmups=3)
 
 
 MEANS = {
@@ -129,6 +129,7 @@ def test_scatter_mean(benchmark: Any, path: str) -> None:
         "scatter mean, 100,000 points, 3 planes 64^2, bins included",
         path,
         lambda: MEANS[path](points, features),
+        lambda: fused_mean(points, features),
     )
 
 
@@ -138,11 +139,14 @@ def test_local_pool(benchmark: Any, path: str, count: int) -> None:
     points, features = make_inputs(count)
     bins, cells = occ.bin_points(points, LAYOUT), torch_index(points)
     torch.testing.assert_close(occ.local_pool(features, bins), original_pool(cells, features))
-    if path == "occkernels":
-        run: Callable[[], Any] = lambda: occ.local_pool(features, bins)  # noqa: E731 - sorted above
-    elif path.startswith("the sort"):
+
+    def ours() -> Tensor:
+        return occ.local_pool(features, bins)  # sorted above
+
+    run: Run = ours
+    if path.startswith("the sort"):
         run = lambda: occ.bin_points(points, LAYOUT).order  # noqa: E731
-    else:
+    elif path in POOLS:
         torch.testing.assert_close(POOLS[path](cells, features), original_pool(cells, features))
         run = lambda: POOLS[path](cells, features)  # noqa: E731
-    measure(benchmark, f"local max pooling, {count:,} points, 3 planes 64^2", path, run)
+    measure(benchmark, f"local max pooling, {count:,} points, 3 planes 64^2", path, run, ours)

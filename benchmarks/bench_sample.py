@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +17,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from turns import Run, bench, measure
 
 import occkernels as occ
 from occkernels import FeatureLayout
 
 QUERIES, CHANNELS = 100_000, 32
 AXES = ((0, 2), (0, 1), (1, 2))
-Run = Callable[[], Any]
 
 
 @dataclass
@@ -134,19 +133,8 @@ CASES: dict[str, Callable[[], tuple[Run, Run]]] = {
 def test_sample(benchmark: Any, name: str, side: str) -> None:
     benchmark.group = name
     benchmark.extra_info["path"] = side
-    benchmark(CASES[name]()[("torch", "occkernels").index(side)])
-
-
-def measure(pair: tuple[Run, Run], repeats: int) -> tuple[list[float], list[float]]:
-    """Seconds of both sides, taking turns."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for turn in range(repeats + 2):
-        for run, into in zip(pair, seconds, strict=True):
-            start = time.perf_counter()
-            run()
-            if turn >= 2:
-                into.append(time.perf_counter() - start)
-    return seconds
+    theirs, ours = CASES[name]()
+    bench(benchmark, ours if side == "occkernels" else theirs, None if side == "occkernels" else ours, rounds=15)
 
 
 def main() -> None:

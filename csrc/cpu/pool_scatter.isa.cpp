@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Scattering onto cells and its transposes. Both ways of scattering add a cell's points by their number, so they give
 // the same bits:
-//   streamed: no sort. A task adds up 16 channels of one map in the order of the points, in sums that lie side by side:
-//             64^2 cells take half of a second-level cache, where rows of the output would take every second of its
-//             sets;
+//   streamed: no sort. A task adds up 16 channels in the order of the points, in sums that lie side by side (rows of
+//             the output would take every second set of a cache): of all maps, so that the features are read once,
+//             where that occupies the threads and the sums stay near; else of one map;
 //   sorted:   one segment per cell, reduced in registers. For maps too large for the cache, and where the argument of a
 //             maximum is wanted.
 #include <cstdlib>
@@ -18,20 +18,21 @@ namespace {
 
 constexpr int64_t kCellBlock = 512;
 constexpr int64_t kPointBlock = 1024;
+constexpr int64_t kNearBytes = 1 << 20;  // sums of a task that takes several maps: about a second-level cache
 
 struct Sizes {
   int64_t maps, points, channels, target;
   explicit Sizes(const BinShape& s) : maps(s.last - s.first), points(s.count), channels(s.channels), target(s.target) {}
 };
 
-// The accumulators of a map into the output's rows: empty cells become 0, sums become means.
+// The accumulators of map k into the output's rows: empty cells become 0, sums become means.
 template <class S>
-void finish_cells(const StreamMaps<S>& m, int reduce, int64_t width, S* out) {
-  for (uint64_t cell = 0; cell < m.limit[0]; ++cell) {
-    const int32_t count = m.counts[cell];
+void finish_cells(const StreamMaps<S>& m, int k, int reduce, int64_t width, S* out) {
+  for (uint64_t cell = 0; cell < m.limit[k]; ++cell) {
+    const int32_t count = m.counts[k][cell];
     for_channels<16>(0, width, [&](int64_t c, auto w) {
       Pack<S, decltype(w)::value> sum;
-      sum.load(m.rows[0] + cell * m.stride + c);
+      sum.load(m.rows[k] + cell * m.stride + c);
       if (count == 0) {
         sum.clear();
       } else if (reduce == kMean && count > 1) {
@@ -42,32 +43,47 @@ void finish_cells(const StreamMaps<S>& m, int reduce, int64_t width, S* out) {
   }
 }
 
+// Channels [first, first + width) of maps [map, map + maps) of sample b; false without memory.
+template <class S>
+bool stream_task(const ScatterJob& job, int64_t b, int64_t map, int maps, int64_t first) {
+  const BinShape& s = job.shape;
+  const int64_t size = maps * s.target * (kStreamChannels * sizeof(S) + sizeof(int32_t));
+  char* memory = static_cast<char*>(malloc(static_cast<size_t>(size) + 64));
+  if (memory == nullptr) return false;
+  S* sums = reinterpret_cast<S*>((reinterpret_cast<uintptr_t>(memory) + 63) / 64 * 64);
+  StreamMaps<S> m{};
+  for (int k = 0; k < maps; ++k) {
+    m.rows[k] = sums + k * s.target * kStreamChannels;
+    m.counts[k] = reinterpret_cast<int32_t*>(sums + maps * s.target * kStreamChannels) + k * s.target;
+    m.index[k] = job.index + points_begin(s, b, s.first + static_cast<int>(map) + k);
+    m.limit[k] = static_cast<uint64_t>(s.target);
+  }
+  m.maps = maps;
+  m.points = s.count;
+  m.channels = s.channels;
+  m.stride = kStreamChannels;
+  const int64_t width = first + kStreamChannels < s.channels ? kStreamChannels : s.channels - first;
+  stream_channels<true>(m, static_cast<const S*>(job.in) + b * s.count * s.channels + first, job.reduce == kMax, 0,
+                        width);
+  for (int k = 0; k < maps; ++k) {
+    const int64_t row = (b * (s.last - s.first) + map + k) * s.target;
+    finish_cells(m, k, job.reduce, width, static_cast<S*>(job.out) + row * s.channels + first);
+  }
+  free(memory);
+  return true;
+}
+
 template <class S>
 void stream(const ScatterJob& job) {
   const BinShape& s = job.shape;
-  const Sizes z(s);
   const int64_t parts = (s.channels + kStreamChannels - 1) / kStreamChannels;
-  parallel_for(job.threads, s.batch * parts * z.maps, [&](int64_t task) {
-    const int64_t map = task % z.maps, b = task / z.maps / parts, first = task / z.maps % parts * kStreamChannels;
-    const int64_t size = s.target * (kStreamChannels * sizeof(S) + sizeof(int32_t));
-    char* memory = static_cast<char*>(malloc(static_cast<size_t>(size) + 64));
-    if (memory == nullptr) {
-      *job.failed = true;
-      return;
-    }
-    StreamMaps<S> m{};
-    m.rows[0] = reinterpret_cast<S*>((reinterpret_cast<uintptr_t>(memory) + 63) / 64 * 64);
-    m.counts = reinterpret_cast<int32_t*>(m.rows[0] + s.target * kStreamChannels);
-    m.index[0] = job.index + points_begin(s, b, s.first + static_cast<int>(map));
-    m.limit[0] = static_cast<uint64_t>(s.target);
-    m.points = s.count;
-    m.channels = s.channels;
-    m.stride = kStreamChannels;
-    const int64_t width = first + kStreamChannels < s.channels ? kStreamChannels : s.channels - first;
-    stream_channels<true>(m, static_cast<const S*>(job.in) + b * s.count * s.channels + first, job.reduce == kMax, 0,
-                          width);
-    finish_cells(m, job.reduce, width, static_cast<S*>(job.out) + (b * z.maps + map) * s.target * s.channels + first);
-    free(memory);
+  const int64_t maps = s.last - s.first;
+  const bool near = maps * s.target * kStreamChannels * static_cast<int64_t>(sizeof(S)) <= kNearBytes;
+  const int64_t together = near && s.batch * parts >= job.threads ? maps : 1;
+  const int64_t groups = maps / together;
+  parallel_for(job.threads, s.batch * parts * groups, [&](int64_t task) {
+    const int64_t map = task % groups * together, b = task / groups / parts, part = task / groups % parts;
+    if (!stream_task<S>(job, b, map, static_cast<int>(together), part * kStreamChannels)) *job.failed = true;
   });
 }
 
