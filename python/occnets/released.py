@@ -33,12 +33,14 @@ class Release:
         file: the file's name in the original's list, with folders.
         url: where it is; empty if it can be had by hand only.
         page: where a person finds it.
+        borrowed: the file is listed for another configuration, which the file's names mean.
     """
 
     config: str
     file: str
     url: str = ""
     page: str = ""
+    borrowed: bool = False
 
     @property
     def sha256(self) -> str:
@@ -49,6 +51,8 @@ class Release:
     @property
     def names(self) -> tuple[str, ...]:
         """Everything the weights may be called."""
+        if self.borrowed:
+            return (self.config,)
         stem = self.file.removesuffix(".pt")
         return tuple(dict.fromkeys((self.config, self.file, stem, _SUFFIX.sub("", stem), *filter(None, [self.url]))))
 
@@ -109,6 +113,14 @@ RELEASES: tuple[Release, ...] = (
             "convonet-voxel-3plane": "voxel/voxel_shapenet_3plane.pt",
             "convonet-voxel-grid32": "voxel/voxel_shapenet_grid32.pt",
         },
+    ),
+    *(
+        Release(f"saconvonet-{config}", file, _CONVONET + file, _CONVONET, borrowed=True)
+        for config, file in {
+            "object": "pointcloud/shapenet_3plane.pt",
+            "scene": "pointcloud/room_grid64.pt",
+            "large-scene": "pointcloud_crop/room_grid64.pt",
+        }.items()
     ),
     *(
         Release(f"dpconvonet-room-{config}", f"room_{file}_best.pt", page=_DPCONVONET_PAGE)

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from convonet_cases import fill_hashed
+from occnets.config import load_config
 from occnets.models import build_model
 from occnets.reconstruct import Reconstructor
 
@@ -40,6 +42,16 @@ def scene_model(unet: dict[str, Any] | None = None, seed: int = 0, **encoder: An
                 parameter.mul_(1.5)
         model.decoder.fc_out.weight.mul_(20.0)
     return Reconstructor(model, config, "cpu", "tiny")
+
+
+def crop_model() -> Reconstructor:
+    """An untrained crop model of the family with a shallow U-Net."""
+    config = load_config("convonet-room-crop-grid64")
+    config["data"] |= {"unit_size": 0.05, "query_vol_size": 9}
+    unet = {"num_levels": 2, "f_maps": 8, "in_channels": 8, "out_channels": 8}
+    config["model"]["encoder_kwargs"]["unet3d_kwargs"] = unet
+    config["model"]["c_dim"] = 8
+    return Reconstructor(fill_hashed(build_model(config)), config, "cpu", "crop")
 
 
 def spheres(count: int = 2, each: int = 300, seed: int = 0) -> NDArray[np.float64]:

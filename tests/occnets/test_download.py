@@ -289,10 +289,19 @@ def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
+def test_sign_agnostic_systems_start_from_the_files_of_convonet() -> None:
+    for name, other in (("object", "shapenet-3plane"), ("scene", "room-grid64"), ("large-scene", "room-crop-grid64")):
+        borrowed, own = find_release(f"saconvonet-{name}"), find_release(f"convonet-{other}")
+        assert borrowed is not None and own is not None
+        assert borrowed.url == own.url and find_release(own.file) == own
+        keys = [build_model(load_config(release.config)).state_dict().keys() for release in (borrowed, own)]
+        assert keys[0] == keys[1]
+
+
 def test_every_release_has_its_configuration_and_its_own_names() -> None:
     assert {release.config for release in RELEASES} <= set(config_names())
     names = [name for release in RELEASES for name in release.names]
-    assert len(set(names)) == len(names) and len(RELEASES) == 29
+    assert len(set(names)) == len(names) and len(RELEASES) == 32
     assert find_release("onet_img2mesh_3").config == "onet-img"
     assert find_release("onet_pcl2mesh-5c0be168.pt").sha256 == "5c0be168"
     assert find_release("pointcloud/room_grid64").config == "convonet-room-grid64"

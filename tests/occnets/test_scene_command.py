@@ -14,7 +14,7 @@ from occnets.commands.scene import SCENE_MODEL
 from occnets.components import is_watertight
 from occnets.io import PointCloud, read_mesh, write_mesh
 from occnets.reconstruct import Reconstructor
-from scene_helpers import balanced, scene_model, spheres
+from scene_helpers import balanced, crop_model, scene_model, spheres
 
 
 @pytest.fixture
@@ -69,6 +69,27 @@ def test_an_open_scene_is_trimmed(scan: Path, names: list[str], tmp_path: Path, 
     assert len(mesh.faces) and not is_watertight(mesh.faces, len(mesh.points))
 
 
+def test_a_crop_model_is_adapted_to_the_scene_first(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    model = crop_model()
+    monkeypatch.setattr(Reconstructor, "from_pretrained", staticmethod(lambda *_, **__: model))
+    before = {key: value.clone() for key, value in model.model.state_dict().items()}
+    level = balanced(model, spheres(2), 0.3)
+    words = ["reconstruct", scan, "-o", tmp_path / "m.ply", "--scene", "--unit-size", 0.3, "--window", 32, "--keep-all"]
+    words += ["--no-fit", "--quiet", "--json", "--threshold", level]
+    volumes = []
+    for more in ([], ["--optimize", 2, "--learning-rate", 3e-3], ["--optimize", 2, "--learning-rate", 3e-3]):
+        assert run(*words, *more) == 0
+        record = json.loads(capsys.readouterr().out)
+        volumes.append(record["statistics"]["mesh"]["volume"])
+    adapted = record["statistics"]["optimization"]
+    assert adapted["steps"] == 2 and record["timings"]["optimize"] > 0
+    assert record["settings"]["optimize"]["parameters"] == "encoder"
+    assert volumes[0] != volumes[1] == volumes[2]
+    assert all((value == before[key]).all() for key, value in model.model.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -78,6 +99,8 @@ def test_an_open_scene_is_trimmed(scan: Path, names: list[str], tmp_path: Path, 
         (["--scene", "--resolution", "64"], "--resolution cannot be used with --scene: --steps"),
         (["--scene", "--ensemble", "4"], "--ensemble cannot be used with --scene"),
         (["--scene", "--refine"], "--refine cannot be used with --scene"),
+        (["--scene", "--optimize"], "`optimize` needs a model that was trained on crops"),
+        (["--scene", "--optimize", "3", "--save-every", "1"], "--save-every cannot be used with --scene"),
         (["--scene", "--simplify", "500"], "--simplify cannot be used with --scene"),
         (["--scene", "--points", "500"], "--points cannot be used with --scene"),
         (["--scene", "--window", "40"], "`window` must be a multiple of 16"),

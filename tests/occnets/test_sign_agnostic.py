@@ -33,6 +33,7 @@ from occnets.refine.consensus import find_consensus
 from occnets.refine.draws import Draw, ObjectDraws, WindowDraws
 from occnets.refine.lazy_adam import LazyAdam
 from occnets.refine.sign_agnostic import _descend, _TrainedField
+from scene_helpers import crop_model
 
 QUICK = OptimizeOptions(steps=3, learning_rate=1e-3, batch=2, surface_points=16, space_points=16, patience=None)
 
@@ -382,17 +383,8 @@ def test_what_cannot_be_optimised_is_said() -> None:
 # --- scenes ----------------------------------------------------------------------------------------------------------
 
 
-def crop_network() -> Any:
-    config = load_config("convonet-room-crop-grid64")
-    config["data"] |= {"unit_size": 0.05, "query_vol_size": 9}
-    kwargs = config["model"]["encoder_kwargs"]
-    kwargs["unet3d_kwargs"] = {"num_levels": 2, "f_maps": 8, "in_channels": 8, "out_channels": 8}
-    config["model"]["c_dim"] = 8
-    return fill_hashed(build_model(config))
-
-
 def test_a_crop_model_learns_from_random_windows() -> None:
-    model, points = crop_network(), 2.0 * sphere(4000)
+    model, points = crop_model().model, 2.0 * sphere(4000)
     before = state_of(model)
     options = with_(
         PRESETS["large-scene"], steps=3, batch=2, learning_rate=1e-3, window_points=2000, window_queries=300

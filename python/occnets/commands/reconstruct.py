@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from occnets.commands.adapt import add_optimization, optimization
 from occnets.commands.render import make_view
 from occnets.commands.scene import SCENE_MODEL, add_scene_options, check_scene_options, run_scene, scene_options
 from occnets.commands.talk import Talk
@@ -77,7 +78,7 @@ def add_parser(commands: Any) -> None:
     keep.add_argument("--largest", action="store_true", help="keep only the largest body and the cavities in it")
     keep.add_argument("--keep-all", action="store_true", help="keep crumbs too (below 1/10000 of the volume)")
     add("--normals", action="store_true", help="write vertex normals")
-    _add_optimization(parser)
+    add_optimization(parser)
     _add_input(parser.add_argument_group("input").add_argument)
     add_scene_options(parser)
     _add_reports(parser.add_argument_group("reports").add_argument)
@@ -100,29 +101,6 @@ def _add_reports(add: Callable[..., Any]) -> None:
     add("--json", action="store_true", help="print all numbers as one JSON object on stdout")
     add("--up", choices=("x", "y", "z"), help="axis that points up in the picture [by the input's format]")
     add("--quiet", action="store_true", help="print nothing but errors")
-
-
-def _add_optimization(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("test-time optimisation").add_argument
-    add(
-        "--optimize",
-        nargs="?",
-        const="preset",
-        metavar="STEPS",
-        help="adapt a copy of the network to the points first; by so many steps, or as many as the preset has [no]",
-    )
-    add(
-        "--optimize-preset",
-        metavar="NAME",
-        help="default, or the original's object or scene, or a configuration with a section test_optim",
-    )
-    add("--learning-rate", type=float, metavar="RATE", help="of --optimize [the preset's]")
-    add(
-        "--save-every",
-        type=int,
-        metavar="K",
-        help="with --optimize: write a mesh every K steps, and at the end one for each threshold of the preset",
-    )
 
 
 def _amount(text: str) -> int | float:
@@ -216,42 +194,6 @@ def _load(args: argparse.Namespace, talk: Talk) -> Reconstructor:
     )
 
 
-def _optimization(args: argparse.Namespace) -> Any:
-    """The options of the optimisation, or None."""
-    import dataclasses
-
-    from occnets.refine import PRESETS, options_from_config
-
-    if args.optimize is None:
-        for name in ("optimize_preset", "learning_rate", "save_every"):
-            if getattr(args, name) is not None:
-                raise ValueError(f"--{name.replace('_', '-')} belongs to --optimize, which is missing")
-        return None
-    name = args.optimize_preset or "default"
-    if name in PRESETS:
-        options = PRESETS[name]
-    else:
-        from occnets.config import load_config
-
-        found = options_from_config(load_config(name))
-        if found is None:
-            raise ValueError(
-                f"--optimize-preset {name}: the configuration has no section test_optim; presets: {', '.join(PRESETS)}"
-            )
-        options = found
-    if args.optimize != "preset":
-        if not args.optimize.isdecimal() or not int(args.optimize):
-            raise ValueError(f"--optimize: expected a number of steps, got {args.optimize!r}")
-        options = dataclasses.replace(options, steps=int(args.optimize))
-    if args.learning_rate is not None:
-        options = dataclasses.replace(options, learning_rate=args.learning_rate)
-    if args.save_every is not None:
-        if args.save_every < 1:
-            raise ValueError(f"--save-every: expected at least 1, got {args.save_every}")
-        options = dataclasses.replace(options, snapshot_every=args.save_every)
-    return options
-
-
 def _keeper(args: argparse.Namespace) -> Callable[[int, float, Any], None]:
     """Writes intermediate meshes beside the output."""
 
@@ -273,7 +215,7 @@ def _options(args: argparse.Namespace) -> Any:
         max_points=args.points,
         seed=args.seed,
         ensemble=args.ensemble,
-        optimize=_optimization(args),
+        optimize=optimization(args, "default"),
         refine=args.refine,
         fit=not args.no_fit,
         simplify=args.simplify,

@@ -19,7 +19,7 @@ _FOREIGN = (
     ("resolution", 128, "--steps sets the fineness"),
     ("ensemble", None, "it needs the whole cloud at once"),
     ("refine", 0, "it needs the whole field at once"),
-    ("optimize", None, "it adapts the network to the whole cloud at once; see occnets.refine.optimize_scene"),
+    ("save_every", None, "it needs the whole field at once"),
     ("simplify", None, "it needs the whole mesh's quadrics; simplify the written mesh"),
     ("points", None, "all points are used"),
     ("precision", "fp32", "windows have to agree to the last digits"),
@@ -58,11 +58,12 @@ def check_scene_options(args: argparse.Namespace) -> None:
         return
     for name, default, reason in _FOREIGN:
         if getattr(args, name, default) != default:
-            raise ValueError(f"--{name} cannot be used with --scene: {reason}")
+            raise ValueError(f"--{name.replace('_', '-')} cannot be used with --scene: {reason}")
 
 
 def scene_options(args: argparse.Namespace) -> Any:
     """The `SceneConfig` of a command line."""
+    from occnets.commands.adapt import optimization
     from occnets.scenes import SceneConfig
 
     given = {"memory": args.memory, "steps": args.steps}
@@ -71,6 +72,7 @@ def scene_options(args: argparse.Namespace) -> Any:
         window=args.window,
         trim=args.open,
         threshold=args.threshold,
+        optimize=optimization(args, "large-scene"),
         fit=not args.no_fit,
         components="largest" if args.largest else "all" if args.keep_all else "clean",
         normals=args.normals,

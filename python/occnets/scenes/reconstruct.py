@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
@@ -26,6 +27,7 @@ from occnets.fit import point_spacing, vertex_normals
 from occnets.io import PointCloud
 from occnets.normalize import MINIMUM_POINTS, DegenerateCloudError
 from occnets.reconstruct import Progress, Reconstruction, Reconstructor
+from occnets.refine import OptimizeOptions, optimize_scene
 from occnets.scenes.mesh import clean_parts, fit_scene, trim, weld
 from occnets.scenes.network import WindowNetwork
 from occnets.scenes.settings import DEFAULT_CELLS, SceneConfig, choose_side, scene_config
@@ -101,6 +103,11 @@ def reconstruct_scene(
     cloud = np.asarray(points.points if isinstance(points, PointCloud) else points, dtype=np.float64)
     notes = list(points.notes) if isinstance(points, PointCloud) else []
     network = WindowNetwork(reconstructor.model, reconstructor.device)
+    if settings.optimize is not None and getattr(reconstructor.model, "crop", None) is None:
+        raise ValueError(
+            "reconstruct_scene: `optimize` needs a model that was trained on crops of one unit_size (input type "
+            "pointcloud_crop), such as the released pointcloud_crop/room_grid64"
+        )
 
     def stage(name: str, work: Callable[[], Any]) -> Any:
         began = time.perf_counter()
@@ -112,6 +119,10 @@ def reconstruct_scene(
     tell = say or (lambda line: None)
     tell(_chosen(plan, network))
     report = (lambda name: None) if progress is None else (lambda name: functools.partial(progress, name))
+    adapted: dict[str, Any] = {}
+    if isinstance(settings.optimize, OptimizeOptions):
+        reconstructor, adapted = stage("optimize", lambda: _adapted(reconstructor, plan, settings, progress))
+        network = WindowNetwork(reconstructor.model, reconstructor.device)
     table = stage(
         "encode", lambda: CellTable(plan.cells, network.cell_features(plan.points, plan.owner, report("encode")))
     )
@@ -121,7 +132,9 @@ def reconstruct_scene(
             f"the model's group norms were given the mean statistics of {_NORM_WINDOWS} windows of this scene, so that "
             "windows agree; models without them, such as convonet-crop, need no such compromise"
         )
-    threshold = settings.threshold or float((reconstructor.config.get("test") or {}).get("threshold") or 0.5)
+    chosen = settings.optimize.thresholds[-1:] if isinstance(settings.optimize, OptimizeOptions) else ()
+    stated = (reconstructor.config.get("test") or {}).get("threshold")
+    threshold = float(settings.threshold or (chosen[0] if chosen else stated) or 0.5)
     level = math.log(threshold / (1.0 - threshold))
     work = TileWork(network, table, plan.lattice, settings.steps, level)
     with ExitStack() as stack:
@@ -133,7 +146,9 @@ def reconstruct_scene(
     mesh = (steps / settings.steps, faces)
     vertices, faces, normals, facts = stage("finish", lambda: _finish(mesh, plan, settings, notes))
     seconds["total"] = time.perf_counter() - start
-    return _result(plan, settings, (vertices, faces, normals), facts, {"threshold": threshold}, seconds, notes)
+    result = _result(plan, settings, (vertices, faces, normals), facts, {"threshold": threshold}, seconds, notes)
+    result.stats.update({"optimization": adapted} if adapted else {})
+    return result
 
 
 def _plan(
@@ -165,6 +180,26 @@ def _plan(
         side = choose_side(int(settings.memory) // settings.batch, network.window_bytes(), network.field.halo, extent)
     side = min(side, int(lattice.nodes.max()))  # a larger tile would only waste memory
     return _Plan(frame, spacing, local, cells, np.cumsum(fresh) - 1, dataclasses.replace(lattice, side=side))
+
+
+def _adapted(
+    reconstructor: Reconstructor, plan: _Plan, settings: SceneConfig, progress: Progress | None
+) -> tuple[Reconstructor, dict[str, Any]]:
+    """A reconstructor whose copy of the network learnt from random windows of the scene, and what happened."""
+    options, crop = settings.optimize, reconstructor.model.crop
+    assert isinstance(options, OptimizeOptions)
+    # The windows' sides are in the unit of the model's unit_size, which is the side of its cells as here.
+    unit = torch.from_numpy((plan.points * crop.unit_size).astype(np.float32)).to(reconstructor.device)
+
+    def report(step: int, steps: int, loss: float) -> None:
+        if progress is not None:
+            progress(f"optimize (loss {loss:.4f})", step, steps)
+
+    found = optimize_scene(reconstructor.model, unit, options, seed=settings.seed, progress=report)
+    after = copy.copy(reconstructor)
+    after.model = found.model
+    ends = {"loss_first": found.per_point[0], "loss_last": found.per_point[-1]} if found.losses else {}
+    return after, {"steps": len(found.losses), "plateau": found.plateau, **ends}
 
 
 def _chosen(plan: _Plan, network: WindowNetwork) -> str:

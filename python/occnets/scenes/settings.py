@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from occnets.components import COMPONENT_MODES
 from occnets.memory import parse_size
+from occnets.refine.presets import PRESETS, OptimizeOptions, optimize_options
 from occnets.scenes.tiles import BLOCK
 
 DEFAULT_MEMORY = 4 * 2**30
@@ -32,6 +33,8 @@ class SceneConfig:
         trim: cut off what is further from all points than so many times their spacing, which leaves a sheet that is
             open where nothing was measured; None keeps the surface closed.
         threshold: occupancy probability of the surface; None takes the model's.
+        optimize: adapt the network to the scene first, by random windows of it, see `occnets.refine.optimize_scene`: a
+            number of steps of the preset ``"large-scene"``, the name of a preset, or the options. For crop models.
         fit: move the surface onto the points, see `occnets.fit`.
         components: ``"clean"`` drops crumbs and what the network made up far from all points, ``"largest"`` keeps one
             body, ``"all"`` keeps everything.
@@ -47,6 +50,7 @@ class SceneConfig:
     reach: int = 8
     trim: float | None = None
     threshold: float | None = None
+    optimize: OptimizeOptions | str | int | None = None
     fit: bool = True
     components: str = "clean"
     normals: bool = False
@@ -72,6 +76,10 @@ class SceneConfig:
                 f"SceneConfig: `components` must be one of {', '.join(COMPONENT_MODES)}, got {self.components!r}"
             )
         object.__setattr__(self, "memory", parse_size(self.memory))
+        steps = self.optimize
+        if isinstance(steps, int) and not isinstance(steps, bool) and steps > 0:
+            object.__setattr__(self, "optimize", dataclasses.replace(PRESETS["large-scene"], steps=steps))
+        object.__setattr__(self, "optimize", optimize_options(self.optimize))
 
 
 def scene_config(config: SceneConfig | None, options: dict[str, Any]) -> SceneConfig:
