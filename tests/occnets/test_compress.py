@@ -103,9 +103,12 @@ def test_a_compressed_model_loads_like_any_other(light: tuple[nn.Module, Path], 
     assert config["model"]["quantization"] == "int8"
     sizes = [(path / WEIGHTS_NAME).stat().st_size for path in (folder, tmp_path / "small")]
     assert sizes[1] < 0.3 * sizes[0]
-    expected = quantise_encoder(prune_small(model, 0.2))
-    # Biases are stored as float16.
-    torch.testing.assert_close(logits(small), logits(expected), rtol=0, atol=0.02 * float(logits(expected).abs().max()))
+    prune_small(model, 0.2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() < 2 or not name.startswith("encoder."):  # stored as float16
+                parameter.copy_(parameter.half().float())
+    torch.testing.assert_close(logits(small), logits(quantise_encoder(model)), rtol=0, atol=1e-5)
     assert (tmp_path / "small" / "README.md").read_text().count("zero") == 1
 
     half = compress(folder, tmp_path / "half", int8=False)
