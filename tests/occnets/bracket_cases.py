@@ -99,8 +99,15 @@ def _planes() -> dict[str, Any]:
 
 
 FAMILIES: dict[str, dict[str, Any]] = {
-    "onet-pointcloud": {"model": {"model": _CODE}, "steps": 1500, "smoke": 40, "batch": 8, "points": 300},
-    "onet-latent": {"model": {"model": _CODE}, "steps": 1500, "smoke": 40, "batch": 8, "points": 300},
+    "onet-pointcloud": {
+        "model": {"model": _CODE},
+        "steps": 2600,
+        "smoke": 40,
+        "batch": 8,
+        "points": 300,
+        "queries": 256,
+    },
+    "onet-latent": {"model": {"model": _CODE}, "steps": 2600, "smoke": 40, "batch": 8, "points": 300, "queries": 256},
     "convonet-3plane": {"model": _planes(), "steps": 800},
     "convonet-grid": {"model": _encoder(grid_resolution=16, unet3d_kwargs=_GRID), "steps": 300},
     "dpconvonet": {"model": _planes(), "steps": 800},
@@ -121,7 +128,7 @@ def family_run(
     changes = {
         "model": case["model"] if model is None else model,
         "pool": {"held_out": held_out, "minimum": 1, "refresh_seconds": 0.0},
-        "batch": {"size": 1 if smoke else case.get("batch", 4), "queries": 400 if smoke else 512},
+        "batch": {"size": 1 if smoke else case.get("batch", 4), "queries": 400 if smoke else case.get("queries", 512)},
         "scan": {
             "points": points,
             "points_range": [points, points],

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import label
 from torch import Tensor, nn
 
 import occnets
@@ -29,7 +30,7 @@ from occnets.refine import (
     options_from_config,
     unsigned_cross_entropy,
 )
-from occnets.refine.consensus import find_consensus
+from occnets.refine.consensus import find_consensus, with_bridges
 from occnets.refine.draws import Draw, ObjectDraws, WindowDraws
 from occnets.refine.lazy_adam import LazyAdam
 from occnets.refine.sign_agnostic import _descend, _TrainedField
@@ -344,6 +345,24 @@ def test_norms_can_be_frozen() -> None:
         found = optimize_field(model, sphere(), with_(QUICK, parameters="encoder", freeze_norms=freeze))
         norms = [key for key in before if "groupnorm" in key]
         assert norms and all(torch.equal(found.model.state_dict()[key], before[key]) == freeze for key in norms)
+
+
+def test_bridges_between_measured_parts_are_put_back() -> None:
+    axis = torch.arange(32)
+    x, y, z = torch.meshgrid(axis, axis, axis, indexing="ij")
+
+    def ball(*center: int) -> Tensor:
+        return (x - center[0]) ** 2 + (y - center[1]) ** 2 + (z - center[2]) ** 2 < 25
+
+    one, two, blob = ball(8, 8, 8), ball(24, 24, 24), ball(8, 8, 24)
+    stalk = ((x - y).abs() <= 1) & ((y - z).abs() <= 1) & (x > 8) & (x < 24)
+    chosen, network = one | two, one | two | blob | stalk | ((x == 8) & (y == 8) & (z > 8) & (z < 24))
+    found = with_bridges(chosen, network, chosen)
+    assert bool((found <= network).all() and (chosen <= found).all())
+    assert label(found.numpy())[1] == 1  # one body again, by a bridge that stands
+    assert 0 < int((found & ~chosen).sum()) <= int((stalk & ~chosen).sum()) and not (found & blob).any()
+    assert torch.equal(with_bridges(chosen, network, one), chosen)  # nothing was measured on the other
+    assert torch.equal(with_bridges(chosen, chosen, chosen), chosen)
 
 
 def test_an_anchor_keeps_the_field() -> None:

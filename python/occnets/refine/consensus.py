@@ -6,7 +6,7 @@ measured point near it, thus only becomes sharper. Here signs are chosen once, b
 over the cube: those that agree with the network's logits where they can, but whose boundary is short except near
 points, where it costs next to nothing (weighted total variation, whose relaxation is convex: Chan, Esedoglu and
 Nikolova, SIAM J. Appl. Math. 2006; solved by Chambolle and Pock's algorithm, J. Math. Imaging Vis. 2011). A gap between
-points lets nothing leak through: a boundary across it is short.
+points lets nothing leak through: a boundary across it is short. Thin bridges between measured parts are put back.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
 _NODES = 49  # along a side of the lattice; weights below are made for it
@@ -78,10 +80,59 @@ def find_consensus(
         distance = torch.from_numpy(tree.query(nodes.numpy())[0].astype(np.float32)).view_as(logits)
         price = (distance / (reach * spacing)).clamp(max=1.0).square().clamp(min=_CHEAPEST)
         inside = _segment(weight * logits.clamp(-_CERTAIN, _CERTAIN), price)
+        inside = with_bridges(inside, logits > 0, distance < 2.0 * half / (_NODES - 1))
     signs = torch.where(inside, 1.0, -1.0)
     # Next to points the sign is a matter of rounding.
     disputed = nodes[((inside != (logits > 0)) & (distance > spacing)).flatten()]
     return Consensus(signs, disputed, half)
+
+
+def with_bridges(inside: Tensor, before: Tensor, measured: Tensor) -> Tensor:
+    """Put back the shortest bridge wherever a body of the network would fall apart into bodies with measured points.
+
+    A short boundary cuts what is thin: the stalk between two parts of which only the ends were measured.
+
+    Args:
+        inside: (n, n, n) bool, the chosen signs.
+        before: (n, n, n) bool, the network's.
+        measured: (n, n, n) bool, nodes next to measured points.
+
+    Returns:
+        (n, n, n) bool: ``inside`` and bridges of nodes that ``before`` holds.
+    """
+    around = np.ones((3, 3, 3), dtype=bool)
+    bodies, _ = ndimage.label(inside.numpy())
+    kept = np.unique(bodies[measured.numpy() & inside.numpy()])
+    gone, _ = ndimage.label((before & ~inside).numpy(), around)
+    found = inside.numpy().copy()
+    for number, box in enumerate(ndimage.find_objects(gone), 1):
+        window = tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in box)
+        cluster, near = gone[window] == number, bodies[window]
+        touched = np.intersect1d(np.unique(near[ndimage.binary_dilation(cluster, around)]), kept)
+        if len(touched) < 2:
+            continue
+        sizes = [np.count_nonzero(bodies == body) for body in touched]
+        order = touched[np.argsort(sizes)[::-1]]
+        joined = near == order[0]
+        for body in order[1:]:
+            length = _steps_within(cluster, joined) + _steps_within(cluster, near == body)
+            path = length <= length.min() + 1
+            joined |= path | (near == body)
+            found[window] |= path
+    return torch.from_numpy(found)
+
+
+def _steps_within(region: NDArray[np.bool_], start: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Number of steps from ``start`` to the nodes of a region inside it, infinite elsewhere."""
+    steps = np.full(region.shape, np.inf)
+    front, done = start, start & ~region
+    for step in range(1, region.size):
+        front = ndimage.binary_dilation(front, np.ones((3, 3, 3), dtype=bool)) & region & ~done
+        if not front.any():
+            break
+        steps[front] = step
+        done = done | front
+    return steps
 
 
 def _segment(opinion: Tensor, price: Tensor) -> Tensor:
