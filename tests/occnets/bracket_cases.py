@@ -23,9 +23,9 @@ HELD = 987_654
 def bracket(seed: int) -> Solid:
     """A plate with an upright wall and a drilled boss; nine random measures. Longest side 1, centred."""
     rng = np.random.default_rng(seed)
-    long, wide, thick = rng.uniform(0.35, 0.5), rng.uniform(0.2, 0.4), rng.uniform(0.05, 0.1)
+    long, wide, thick = rng.uniform(0.35, 0.5), rng.uniform(0.2, 0.4), rng.uniform(0.07, 0.12)
     radius, tall, shift = rng.uniform(0.11, 0.18), rng.uniform(0.12, 0.25), rng.uniform(-0.12, 0.12)
-    wall, high, bore = rng.uniform(0.05, 0.1), rng.uniform(0.15, 0.35), rng.uniform(0.4, 0.65)
+    wall, high, bore = rng.uniform(0.07, 0.12), rng.uniform(0.15, 0.35), rng.uniform(0.4, 0.65)
     center = np.array([shift - 0.05, 0.0, 0.0])
     up = np.array([0.0, 0.0, 1.0])
     parts = [
