@@ -7,6 +7,8 @@ original's ranges are 0, 15, 30, 45 and 60. Shapes are procedural solids (``--se
 pools), or meshes (``--meshes FOLDER``, closed, any format that ``occnets`` reads).
 
     python benchmarks/rotations.py canonical=out/convonet-3plane dynamic=out/dpconvonet --shapes 20
+
+With ``--degrees 0`` it measures any model on shapes that no training saw, with and without ``--optimize``.
 """
 
 from __future__ import annotations
@@ -200,6 +202,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--noise", type=float, default=0.005)
     add("--resolution", type=int, default=64)
     add("--fit", action="store_true", help="move the surface onto the points afterwards")
+    add("--ensemble", type=int, default=1, help="orientations averaged by the reconstruction")
+    add("--optimize", action="store_true", help="adapt the network to each cloud first")
     add("--json", type=Path)
     args = parser.parse_args(argv)
     pairs = [word.partition("=") for word in args.models]
@@ -208,7 +212,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         targets = [from_mesh(path) for path in sorted(args.meshes.iterdir())]
     else:
         targets = [procedural(args.seed + number) for number in range(args.shapes)]
-    options = {"resolution": args.resolution, "fit": args.fit, "ensemble": 1}
+    options = {"resolution": args.resolution, "fit": args.fit, "ensemble": args.ensemble}
+    if args.optimize:
+        options["optimize"] = "default"
     rows = compare(models, targets, args.degrees, points=args.points, noise=args.noise, **options)
     print(table(rows))
     if args.json:
