@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from occnets.ensemble import EnsembleField
 from occnets.finish import EmptyReconstructionError
-from occnets.refine import OptimizeOptions, optimize_field
+from occnets.refine import OptimizeOptions, OptimizeProgress, optimize_field
 from occnets.result import Clock, Progress, Source
 from occnets.settings import ReconstructionConfig
 
@@ -19,17 +19,27 @@ if TYPE_CHECKING:
     import trimesh
 
     from occnets.reconstruct import Reconstructor
+    from occnets.scenes.settings import SceneConfig
+
+Settings = TypeVar("Settings", ReconstructionConfig, "SceneConfig")
 
 OnMesh = Callable[[int, float, "trimesh.Trimesh"], None]
 """Takes intermediate meshes: (steps done, threshold, mesh)."""
 
 
-def with_threshold(settings: ReconstructionConfig) -> ReconstructionConfig:
+def with_threshold(settings: Settings) -> Settings:
     """Settings whose threshold is the last of the optimisation's, unless one was given."""
     options = settings.optimize
     if settings.threshold is not None or not isinstance(options, OptimizeOptions) or not options.thresholds:
         return settings
     return dataclasses.replace(settings, threshold=options.thresholds[-1])
+
+
+def loss_report(progress: Progress | None) -> OptimizeProgress | None:
+    """Progress of an optimisation as progress of a reconstruction, with the loss per point as the stage's remark."""
+    if progress is None:
+        return None
+    return lambda step, steps, loss: progress(f"optimize (loss {loss:.4f})", step, steps)
 
 
 def adapted_field(
@@ -54,10 +64,6 @@ def adapted_field(
     assert isinstance(options, OptimizeOptions) and settings.ensemble is not None
     levels = options.thresholds or (owner._level(settings.threshold)[1],)
 
-    def report(step: int, steps: int, loss: float) -> None:
-        if progress is not None:
-            progress(f"optimize (loss {loss:.4f})", step, steps)
-
     def show(step: int, field: EnsembleField) -> None:
         assert on_mesh is not None
         for wanted in levels:
@@ -73,12 +79,11 @@ def adapted_field(
         options,
         ensemble=settings.ensemble,
         seed=settings.seed,
-        progress=report,
+        progress=loss_report(progress),
         snapshot=None if on_mesh is None else show,
     )
     assert found.field is not None
     done = len(found.losses)
     if on_mesh is not None and (not done or done % (options.snapshot_every or options.decay_every)):
         show(done, found.field)
-    ends = {"loss_first": found.per_point[0], "loss_last": found.per_point[-1]} if done else {}
-    return found.field, {"steps": done, "plateau": found.plateau, **ends}
+    return found.field, found.summary()

@@ -2,7 +2,13 @@
 """Better surfaces of one input: the network adapted to its points, vertices moved to the field, fewer triangles."""
 
 from occnets.refine.presets import PRESETS, OptimizeOptions, optimize_options, options_from_config
-from occnets.refine.sign_agnostic import Optimization, optimize_field, optimize_scene, unsigned_cross_entropy
+from occnets.refine.sign_agnostic import (
+    Optimization,
+    OptimizeProgress,
+    optimize_field,
+    optimize_scene,
+    unsigned_cross_entropy,
+)
 from occnets.refine.simplify import Simplified, simplify_mesh
 from occnets.refine.vertices import Refinement, RefineOptions, refine_vertices
 
@@ -10,6 +16,7 @@ __all__ = [
     "PRESETS",
     "Optimization",
     "OptimizeOptions",
+    "OptimizeProgress",
     "RefineOptions",
     "Refinement",
     "Simplified",

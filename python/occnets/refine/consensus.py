@@ -102,6 +102,7 @@ def with_bridges(inside: Tensor, before: Tensor, measured: Tensor) -> Tensor:
     """
     around = np.ones((3, 3, 3), dtype=bool)
     bodies, _ = ndimage.label(inside.numpy())
+    sizes = np.bincount(bodies.ravel())
     kept = np.unique(bodies[measured.numpy() & inside.numpy()])
     gone, _ = ndimage.label((before & ~inside).numpy(), around)
     found = inside.numpy().copy()
@@ -111,8 +112,7 @@ def with_bridges(inside: Tensor, before: Tensor, measured: Tensor) -> Tensor:
         touched = np.intersect1d(np.unique(near[ndimage.binary_dilation(cluster, around)]), kept)
         if len(touched) < 2:
             continue
-        sizes = [np.count_nonzero(bodies == body) for body in touched]
-        order = touched[np.argsort(sizes)[::-1]]
+        order = touched[np.argsort(sizes[touched])[::-1]]
         joined = near == order[0]
         for body in order[1:]:
             length = _steps_within(cluster, joined) + _steps_within(cluster, near == body)

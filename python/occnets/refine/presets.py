@@ -198,8 +198,12 @@ def options_from_config(config: Mapping[str, Any]) -> OptimizeOptions | None:
     return dataclasses.replace(base, **fields)
 
 
-def optimize_options(value: Any) -> OptimizeOptions | None:
+def optimize_options(value: Any, base: str = "default") -> OptimizeOptions | None:
     """What a user may give for options: None or 0 (no optimisation), steps, a preset's name, or the options.
+
+    Args:
+        value: what was given.
+        base: the preset that steps are of.
 
     Raises:
         ValueError: anything else, or out of range.
@@ -209,7 +213,7 @@ def optimize_options(value: Any) -> OptimizeOptions | None:
     if isinstance(value, str):
         return preset(value)
     if isinstance(value, int) and not isinstance(value, bool):
-        return dataclasses.replace(PRESETS["default"], steps=value) if value else None
+        return dataclasses.replace(PRESETS[base], steps=value) if value else None
     raise ValueError(
         f"`optimize` must be a number of steps, a preset ({', '.join(PRESETS)}) or OptimizeOptions, got {value!r}"
     )

@@ -60,6 +60,11 @@ class Optimization:
     per_point: tuple[float, ...]
     plateau: bool
 
+    def summary(self) -> dict[str, Any]:
+        """What happened, ready for JSON: ``steps``, ``plateau`` and, after any step, first and last loss per point."""
+        ends = {"loss_first": self.per_point[0], "loss_last": self.per_point[-1]} if self.per_point else {}
+        return {"steps": len(self.losses), "plateau": self.plateau, **ends}
+
 
 def unsigned_cross_entropy(
     logits: Tensor, target: Tensor, weight: Tensor | None = None, sign: Tensor | None = None

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from occnets.adapt import loss_report, with_threshold
 from occnets.check import check_mesh
 from occnets.components import mesh_statistics
 from occnets.finish import EmptyReconstructionError
@@ -98,7 +99,7 @@ def reconstruct_scene(
         EmptyReconstructionError: the network sees no surface.
         ValueError: the model cannot be used for scenes, an option is out of range, or ``folder`` holds something else.
     """
-    settings = scene_config(config, options)
+    settings = with_threshold(scene_config(config, options))
     start, seconds = time.perf_counter(), {}
     cloud = np.asarray(points.points if isinstance(points, PointCloud) else points, dtype=np.float64)
     notes = list(points.notes) if isinstance(points, PointCloud) else []
@@ -132,9 +133,7 @@ def reconstruct_scene(
             f"the model's group norms were given the mean statistics of {_NORM_WINDOWS} windows of this scene, so that "
             "windows agree; models without them, such as convonet-crop, need no such compromise"
         )
-    chosen = settings.optimize.thresholds[-1:] if isinstance(settings.optimize, OptimizeOptions) else ()
-    stated = (reconstructor.config.get("test") or {}).get("threshold")
-    threshold = float(settings.threshold or (chosen[0] if chosen else stated) or 0.5)
+    threshold = settings.threshold or float((reconstructor.config.get("test") or {}).get("threshold") or 0.5)
     level = math.log(threshold / (1.0 - threshold))
     work = TileWork(network, table, plan.lattice, settings.steps, level)
     with ExitStack() as stack:
@@ -190,16 +189,11 @@ def _adapted(
     assert isinstance(options, OptimizeOptions)
     # The windows' sides are in the unit of the model's unit_size, which is the side of its cells as here.
     unit = torch.from_numpy((plan.points * crop.unit_size).astype(np.float32)).to(reconstructor.device)
-
-    def report(step: int, steps: int, loss: float) -> None:
-        if progress is not None:
-            progress(f"optimize (loss {loss:.4f})", step, steps)
-
+    report = loss_report(progress)
     found = optimize_scene(reconstructor.model, unit, options, seed=settings.seed, progress=report)
     after = copy.copy(reconstructor)
     after.model = found.model
-    ends = {"loss_first": found.per_point[0], "loss_last": found.per_point[-1]} if found.losses else {}
-    return after, {"steps": len(found.losses), "plateau": found.plateau, **ends}
+    return after, found.summary()
 
 
 def _chosen(plan: _Plan, network: WindowNetwork) -> str:

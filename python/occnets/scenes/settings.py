@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from occnets.components import COMPONENT_MODES
 from occnets.memory import parse_size
-from occnets.refine.presets import PRESETS, OptimizeOptions, optimize_options
+from occnets.refine.presets import OptimizeOptions, optimize_options
 from occnets.scenes.tiles import BLOCK
 
 DEFAULT_MEMORY = 4 * 2**30
@@ -76,10 +76,7 @@ class SceneConfig:
                 f"SceneConfig: `components` must be one of {', '.join(COMPONENT_MODES)}, got {self.components!r}"
             )
         object.__setattr__(self, "memory", parse_size(self.memory))
-        steps = self.optimize
-        if isinstance(steps, int) and not isinstance(steps, bool) and steps > 0:
-            object.__setattr__(self, "optimize", dataclasses.replace(PRESETS["large-scene"], steps=steps))
-        object.__setattr__(self, "optimize", optimize_options(self.optimize))
+        object.__setattr__(self, "optimize", optimize_options(self.optimize, "large-scene"))
 
 
 def scene_config(config: SceneConfig | None, options: dict[str, Any]) -> SceneConfig:
