@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from turns import Run, bench, measure
+from turns import Run, bench_pair, measure
 
 import occkernels as occ
 from occkernels import FeatureLayout
@@ -132,9 +132,7 @@ CASES: dict[str, Callable[[], tuple[Run, Run]]] = {
 @pytest.mark.parametrize("side", ["torch", "occkernels"])
 def test_sample(benchmark: Any, name: str, side: str) -> None:
     benchmark.group = name
-    benchmark.extra_info["path"] = side
-    theirs, ours = CASES[name]()
-    bench(benchmark, ours if side == "occkernels" else theirs, None if side == "occkernels" else ours, rounds=15)
+    bench_pair(benchmark, CASES[name](), side, rounds=15)
 
 
 def main() -> None:

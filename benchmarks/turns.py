@@ -42,3 +42,10 @@ def bench(benchmark: Any, run: Run, ours: Run | None, rounds: int, warmups: int 
         theirs = benchmark.stats.stats.data
         ratios = [a / b for a, b in zip(theirs, seconds[-len(theirs) :], strict=True)]
         benchmark.extra_info["in_turns"] = statistics.median(ratios)
+
+
+def bench_pair(benchmark: Any, pair: tuple[Run, Run], side: str, rounds: int) -> None:
+    """`bench` of one side of (theirs, ours); ``side`` is its path, ``"occkernels"`` for ours."""
+    theirs, ours = pair
+    benchmark.extra_info["path"] = side
+    bench(benchmark, *((ours, None) if side == "occkernels" else (theirs, ours)), rounds=rounds)
